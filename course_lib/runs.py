@@ -1,0 +1,157 @@
+"""Runs and the run log: what was trained, what came out, on which machine; written as it happens.
+
+A log is one JSON file a device, data/runs/<experiment>/<device>.json. Each run is written when it finishes, whole
+or not at all, so that an interrupted recording keeps what it has and goes on where it stopped.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+from course_lib.errors import CourseError
+from course_lib.paths import ROOT, RUNS
+
+
+@dataclass
+class Run:
+    """One training run, as plain data. Sizes are in bytes, times in seconds, accuracies in 0..1.
+
+    spec: what was asked (task, method, learning rate, seed, …). losses and validation have one entry an epoch.
+    predictions: the label index of each test row. counted_bytes and predicted_bytes: by part, see
+    `course_lib.memory`. peak_bytes: torch's allocated peak, None where there is no CUDA device.
+    """
+
+    spec: dict
+    accuracy: float
+    train_accuracy: float
+    validation: list[float]
+    losses: list[float]
+    predictions: list[int]
+    trainable: int
+    seconds: float
+    tokens_per_second: float
+    counted_bytes: dict[str, int]
+    predicted_bytes: dict[str, int]
+    peak_bytes: int | None
+    precision: str
+    resumed: bool = False
+    extra: dict = field(default_factory=dict)
+    machine: dict = field(default_factory=dict)
+
+    @property
+    def best_validation(self) -> float:
+        """The validation accuracy of the epoch that was kept."""
+        return max(self.validation)
+
+
+def device_name() -> str:
+    """The device that training runs on here, in words: the GPU's name, or the processor and its cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def machine() -> dict:
+    """Device, library versions and git revision, as they are written beside every run."""
+    versions = {}
+    for package in ("torch", "transformers", "peft", "bitsandbytes", "accelerate"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": device_name(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "revision": git.stdout.strip() or None,
+    }
+
+
+def slug(text: str) -> str:
+    """Letters, digits and single dashes: a file name for a device."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def key(spec: dict) -> str:
+    """One string for one spec, whatever the order of its entries."""
+    return json.dumps(spec, sort_keys=True)
+
+
+class OutOfTime(Exception):
+    """The budget of a recording is spent."""
+
+
+class RunLog:
+    """The runs of one experiment on one device, in a file (or in memory, with file=None).
+
+    minutes: no new run starts after so many; `run` then raises OutOfTime.
+    """
+
+    def __init__(self, file: Path | None = None, minutes: float | None = None):
+        self.file = file
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.runs: dict[str, Run] = {}
+        if file is not None and file.exists():
+            self.runs = {key(run.spec): run for run in read(file)}
+
+    def run(self, spec: dict, train: Callable[[dict], Run]) -> Run:
+        """The logged run of `spec`, or else `train(spec)`, logged at once."""
+        if key(spec) in self.runs:
+            return self.runs[key(spec)]
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime
+        run = train(spec)
+        run.machine = machine() | {"date": datetime.date.today().isoformat()}
+        self.runs[key(spec)] = run
+        self._write()
+        return run
+
+    def _write(self) -> None:
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_suffix(".draft")
+        rows = ",\n".join(json.dumps(asdict(run)) for run in self.runs.values())
+        draft.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+        draft.replace(self.file)
+
+
+def read(file: Path) -> list[Run]:
+    """The runs in a log file; raises CourseError if it is not one."""
+    try:
+        return [Run(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise CourseError(f"{file.name} in {file.parent.name} is not a run log ({error}). Restore it from git.") from error
+
+
+def load(experiment: str, root: Path = RUNS) -> dict[str, list[Run]]:
+    """What was recorded of an experiment, by device; empty where nothing was."""
+    logs = (read(file) for file in sorted((root / experiment).glob("*.json")))
+    return {runs[0].machine["device"]: runs for runs in logs if runs}
+
+
+def select(runs: list[Run], **wanted) -> list[Run]:
+    """The runs whose spec has these values, e.g. select(runs, task="reviews", method="full")."""
+    return [run for run in runs if all(run.spec.get(k) == v for k, v in wanted.items())]

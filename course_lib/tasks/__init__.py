@@ -1,0 +1,111 @@
+"""Tasks: what is learned. Each has three splits, its labels, a metric and a dummy baseline."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import numpy as np
+
+from course_lib.errors import unknown
+
+TASKS = ("reviews", "docs_topic")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Texts with their labels (indices into `Task.labels`); `info` holds further columns by name.
+
+    A plain pair of columns, so that a training machine without the `datasets` package can use it too.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    info: dict[str, tuple] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, column in {"labels": self.labels, **self.info}.items():
+            if len(column) != len(self.texts):
+                raise ValueError(f"column {name!r} has {len(column)} rows, texts have {len(self.texts)}")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def rows(self, indices: Sequence[int]) -> "Split":
+        """The rows at `indices`, in that order."""
+
+        def pick(column):
+            return tuple(column[i] for i in indices)
+
+        return Split(pick(self.texts), pick(self.labels), {k: pick(v) for k, v in self.info.items()})
+
+    def take(self, n: int, seed: int = 0) -> "Split":
+        """`n` rows, drawn with `seed`, with as equal a number of each label as n allows.
+
+        Raises ValueError if there are fewer than n rows or a label runs out.
+        """
+        if not 1 <= n <= len(self):
+            raise ValueError(f"n must be between 1 and {len(self)}, the rows of this split; got {n}.")
+        if n == len(self):
+            return self
+        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        by_label = {
+            label: [i for i in order if self.labels[i] == label] for label in sorted(set(self.labels))
+        }
+        # Round robin over the labels: the first n rows are balanced until the rarest label runs out.
+        ranked = sorted((rank, label, i) for label, rows in by_label.items() for rank, i in enumerate(rows))
+        return self.rows([i for _, _, i in ranked[:n]])
+
+    def as_dataset(self):
+        """The same rows as a `datasets.Dataset` with columns text, label and those of `info`."""
+        from datasets import Dataset
+
+        return Dataset.from_dict(
+            {"text": list(self.texts), "label": list(self.labels)}
+            | {k: list(v) for k, v in self.info.items()}
+        )
+
+
+def accuracy(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """Share of equal entries."""
+    return float(np.mean(np.asarray(predicted) == np.asarray(labels)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: texts to labels, in three splits that share nothing that would help to cheat."""
+
+    name: str
+    labels: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    metric: Callable[[Sequence[int], Sequence[int]], float] = accuracy
+
+    def baseline(self) -> float:
+        """The metric of the dummy that always answers the most frequent training label, on the test split."""
+        majority = Counter(self.train.labels).most_common(1)[0][0]
+        return self.metric([majority] * len(self.test), self.test.labels)
+
+    def smaller(
+        self,
+        *,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        seed: int = 0,
+    ) -> "Task":
+        """The task with fewer rows in the splits that are named, drawn with `seed`."""
+
+        def cut(split, n):
+            return split if n is None else split.take(min(n, len(split)), seed)
+
+        parts = (cut(self.train, train), cut(self.validation, validation), cut(self.test, test))
+        return Task(self.name, self.labels, *parts, self.metric)
+
+
+def load(name: str) -> Task:
+    """The task of that name; raises ValueError with the near names for any other."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return import_module(f"course_lib.tasks.{name}").load()

@@ -1,0 +1,315 @@
+"""`fit`: one model, one task, one method → one Run, on transformers.Trainer."""
+
+import errno
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from course_lib import models
+from course_lib.errors import CourseError, unknown
+from course_lib.memory.estimate import predict
+from course_lib.memory.measure import count_step
+from course_lib.methods import METHODS
+from course_lib.methods.shapes import block, blocks
+from course_lib.runs import Run
+from course_lib.session import best_device, quiet
+from course_lib.tasks import Split, Task
+
+PRECISIONS = ("auto", "fp32", "bf16")
+# The name in `fit` → transformers' name, and what TrainingArguments pass on to it.
+OPTIMIZERS = {
+    "adamw": ("adamw_torch", None),
+    "sgd": ("sgd", None),
+    "sgd_momentum": ("sgd", "momentum=0.9"),
+    "rmsprop": ("rmsprop", None),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the budget (epochs, batch), the rate and its schedule. All that `fit` can be told.
+
+    learning_rate: the peak of the schedule, of the head and the top block; each block below gets
+    `layer_decay` times the rate of the one above (1.0: one rate for all; ULMFiT, arXiv 1801.06146 §3.2, uses 1/2.6).
+    gradual_unfreezing: the head alone in the first epoch, then one more block each epoch, from the top (ULMFiT §3.3).
+    patience: stop after so many epochs without a better validation metric; None trains all epochs.
+    The weights of the best epoch on validation are kept in either case.
+    cache_features: encode the texts once and train the head on the vectors; only for a frozen encoder.
+    precision: bf16 autocast or fp32; "auto" takes bf16 where the hardware multiplies it natively.
+    """
+
+    learning_rate: float
+    epochs: int = 4
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    schedule: str = "linear"
+    layer_decay: float = 1.0
+    gradual_unfreezing: bool = False
+    patience: int | None = None
+    cache_features: bool = False
+    precision: str = "auto"
+    max_length: int = 128
+    seed: int = 0
+    hparams: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation", "max_length", "layer_decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0; got {getattr(self, name)}.")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+
+
+def native_bf16() -> bool:
+    """Whether the device that training runs on here multiplies bf16 in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities = torch.cpu.get_capabilities()
+    return best_device() == "cpu" and bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def fit(
+    model: models.Classifier,
+    tokenizer,
+    task: Task,
+    method: str = "full",
+    *,
+    folder: Path | None = None,
+    progress: bool = True,
+    **recipe,
+) -> Run:
+    """Fine-tune `model` in place by one of METHODS and return the Run; the head always trains.
+
+    recipe: the fields of `Recipe`; learning_rate is required, hparams go to the method.
+    folder: keep a checkpoint an epoch there, and go on from the last one if there is one (same result as without
+    the interruption); without it, checkpoints live in a temporary folder. Runs under `accelerate launch` as it is.
+
+    Raises ValueError for bad settings, CourseError when memory or disk run out.
+    """
+    recipe = Recipe(**recipe)
+    quiet()
+    METHODS[method].apply(model.encoder, **recipe.hparams)
+    if recipe.cache_features and any(p.requires_grad for p in model.encoder.parameters()):
+        raise ValueError(f"cache_features needs a frozen encoder, and {method!r} trains it. Use method='feature_based'.")
+    model.head.requires_grad_(True)
+    # Checkpoints hold what can change, no copy of the frozen weights.
+    model._keys_to_ignore_on_save = [name for name, p in model.named_parameters() if not p.requires_grad]
+    try:
+        if folder is not None:
+            return _train(model, tokenizer, task, method, recipe, Path(folder), progress)
+        with tempfile.TemporaryDirectory() as temporary:
+            return _train(model, tokenizer, task, method, recipe, Path(temporary), progress)
+    except torch.OutOfMemoryError as error:
+        raise CourseError(
+            f"Out of GPU memory with batch_size={recipe.batch_size}. Halve batch_size and double gradient_accumulation, "
+            "or choose a method that trains fewer parameters."
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise CourseError("The disk is full: checkpoints could not be written. Free some space, then run again.") from error
+
+
+def _train(model, tokenizer, task, method, recipe, folder, progress) -> Run:
+    set_seed(recipe.seed)
+    splits = {name: _rows(model, tokenizer, getattr(task, name), recipe) for name in ("train", "validation", "test")}
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16())
+    counted = count_step(model, _longest(splits["train"], recipe, tokenizer, model.device))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    optimizer, options = OPTIMIZERS[recipe.optimizer]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        seed=recipe.seed,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=64,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        warmup_steps=recipe.warmup,
+        lr_scheduler_type=recipe.schedule,
+        optim=optimizer,
+        optim_args=options,
+        bf16=bf16,
+        use_cpu=best_device() == "cpu",
+        train_sampling_strategy="random" if recipe.cache_features else "group_by_length",
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    clock = Clock(splits["train"])
+    trainer = QuietTrainer(
+        model=model,
+        args=arguments,
+        data_collator=lambda rows: _collate(rows, tokenizer),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=tokenizer,
+        compute_metrics=lambda p: {"accuracy": task.metric(p.predictions.argmax(-1), p.label_ids)},
+        callbacks=[clock, *_callbacks(model, method, recipe, progress)],
+    )
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    trainer.optimizer = kind(_groups(model, recipe), **settings)
+    last = get_last_checkpoint(str(folder))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train(resume_from_checkpoint=last)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    history = trainer.state.log_history
+    predictions = trainer.predict(splits["test"]).predictions.argmax(-1)
+    return Run(
+        spec={"task": task.name, "method": method, "learning_rate": recipe.learning_rate, "seed": recipe.seed},
+        accuracy=task.metric(predictions, task.test.labels),
+        train_accuracy=trainer.evaluate(splits["train"])["eval_accuracy"],
+        validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
+        losses=[row["loss"] for row in history if "loss" in row],
+        predictions=predictions.tolist(),
+        trainable=trainable,
+        seconds=clock.seconds,
+        tokens_per_second=clock.tokens / clock.seconds,
+        counted_bytes=counted,
+        predicted_bytes=predict(sum(p.numel() for p in model.parameters()), trainable),
+        peak_bytes=peak,
+        precision="bf16 autocast" if bf16 else "fp32",
+        resumed=last is not None,
+    )
+
+
+def _rows(model, tokenizer, split: Split, recipe: Recipe) -> list[dict]:
+    """One dict a text: token ids, or its cached sentence vector; and the label."""
+    texts = list(split.texts)
+    if recipe.cache_features:
+        vectors = models.embed(model, tokenizer, texts, max_length=recipe.max_length)
+        return [{"features": v, "labels": label} for v, label in zip(vectors, split.labels, strict=True)]
+    ids = tokenizer(texts, truncation=True, max_length=recipe.max_length)["input_ids"]
+    return [{"input_ids": i, "labels": label} for i, label in zip(ids, split.labels, strict=True)]
+
+
+def _collate(rows: list[dict], tokenizer) -> dict:
+    """A batch: padded to its longest text, or stacked vectors."""
+    labels = torch.tensor([row["labels"] for row in rows])
+    if "features" in rows[0]:
+        return {"features": torch.stack([row["features"] for row in rows]), "labels": labels}
+    padded = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
+    return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
+
+
+def _longest(rows: list[dict], recipe: Recipe, tokenizer, device) -> dict:
+    """The batch with the most tokens that training can meet: memory is counted on it."""
+    rows = sorted(rows, key=lambda row: -len(row.get("input_ids", ())))[: recipe.batch_size]
+    return {name: tensor.to(device) for name, tensor in _collate(rows, tokenizer).items()}
+
+
+def _groups(model, recipe: Recipe) -> list[dict]:
+    """Parameter groups: a rate for each depth, no weight decay on biases and norms."""
+    top = blocks(model.config)
+    groups: dict[tuple, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # The head and the top block share the full rate; the embeddings lie below block 0.
+        index = block(name)
+        depth = 0 if name.startswith("head.") else top - 1 - index if index is not None else top
+        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+        rate = recipe.learning_rate * recipe.layer_decay**depth
+        groups.setdefault((depth, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _callbacks(model, method: str, recipe: Recipe, progress: bool) -> list[TrainerCallback]:
+    from transformers import EarlyStoppingCallback
+
+    chosen = [Progress(f"{METHODS[method].title}, seed {recipe.seed}")] if progress else []
+    if recipe.gradual_unfreezing:
+        chosen.append(GradualUnfreezing(model))
+    if recipe.patience is not None:
+        chosen.append(EarlyStoppingCallback(recipe.patience))
+    return chosen
+
+
+class QuietTrainer(Trainer):
+    """Trainer prints its logs when its own progress bar is off; ours are in the Run."""
+
+    def log(self, logs, start_time=None):
+        logs = logs | {"epoch": self.state.epoch}
+        self.state.log_history.append(logs | {"step": self.state.global_step})
+
+
+class Clock(TrainerCallback):
+    """Seconds spent in training steps (evaluation and checkpoints left out) and tokens trained on.
+
+    Both are kept in the trainer's log, so that a resumed run goes on counting.
+    """
+
+    def __init__(self, rows: list[dict]):
+        self.tokens_per_epoch = sum(len(row.get("input_ids", (None,))) for row in rows)
+        self.seconds = self.tokens = 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        for row in state.log_history:
+            self.seconds = row.get("seconds_so_far", self.seconds)
+            self.tokens = row.get("tokens_so_far", self.tokens)
+
+    def on_step_begin(self, args, state, control, **_):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self.started
+
+    def on_epoch_end(self, args, state, control, **_):
+        self.tokens += self.tokens_per_epoch
+        state.log_history.append({"seconds_so_far": self.seconds, "tokens_so_far": self.tokens})
+
+
+class Progress(TrainerCallback):
+    """One bar over all steps, in a terminal or a notebook, gone when training ends."""
+
+    def __init__(self, title: str):
+        self.title = title
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, leave=False)
+        self.bar.disable = self.bar.disable or not state.is_world_process_zero
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+class GradualUnfreezing(TrainerCallback):
+    """ULMFiT's gradual unfreezing (arXiv 1801.06146, section 3.3): one more block an epoch, the embeddings last."""
+
+    def __init__(self, model):
+        self.top = blocks(model.config)
+        self.parameters = list(model.encoder.named_parameters())
+
+    def on_epoch_begin(self, args, state, control, **_):
+        unfrozen = round(state.epoch)
+        for name, parameter in self.parameters:
+            index = block(name)
+            depth = self.top if index is None else self.top - 1 - index
+            parameter.requires_grad_(depth < unfrozen)
