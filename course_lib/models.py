@@ -57,9 +57,7 @@ def _hub_folder(repo_id: str, revision: str | None) -> Path:
     try:
         # Only what the loaders below read: the repository also holds ONNX and TensorFlow copies.
         return Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=["*.json", "*.txt", "model.safetensors"]
-            )
+            snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.txt", "model.safetensors"])
         )
     except Exception as error:
         raise CourseError(
@@ -157,26 +155,45 @@ def classifier(
         return Classifier(backbone, labels, head), tokenizer
 
 
-def embed(
-    model: Classifier, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128
-) -> torch.Tensor:
-    """Sentence vectors of `texts`, (number of texts, width), on the CPU, without dropout or gradients."""
+def _over(model, tokenizer, texts, compute, batch_size: int, max_length: int) -> torch.Tensor:
+    """compute(input_ids, attention_mask) for all texts, one row a text, on the CPU; no dropout, no gradients."""
     training = model.training
     model.eval()
-    # Sorting by length keeps padding small; the order is restored at the end.
+    # Sorted by length, so that padding stays small; the order is restored at the end.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     rows = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, len(order), batch_size):
             chunk = [texts[i] for i in order[start : start + batch_size]]
-            batch = tokenizer(
-                chunk, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-            )
+            batch = tokenizer(chunk, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
             batch = batch.to(model.device)
-            rows.append(model.pooled(batch["input_ids"], batch["attention_mask"]).float().cpu())
+            rows.append(compute(batch["input_ids"], batch["attention_mask"]).float().cpu())
     model.train(training)
-    vectors = torch.cat(rows).clone()
-    return vectors[torch.argsort(torch.tensor(order))]
+    return torch.cat(rows)[torch.argsort(torch.tensor(order))]
+
+
+def embed(model: Classifier, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128) -> torch.Tensor:
+    """Sentence vectors of `texts`, (number of texts, width): what a head sees."""
+    return _over(model, tokenizer, texts, model.pooled, batch_size, max_length)
+
+
+def embed_layers(model: Classifier, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128) -> torch.Tensor:
+    """Sentence vectors after the embeddings and after each block: (number of texts, blocks + 1, width)."""
+
+    def compute(ids, mask):
+        states = model.encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        return torch.stack([mean_pool(state, mask) for state in states], dim=1)
+
+    return _over(model, tokenizer, texts, compute, batch_size, max_length)
+
+
+def predict(model: Classifier, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128) -> list[int]:
+    """The index of the most likely label of each text."""
+
+    def compute(ids, mask):
+        return model(ids, mask).logits
+
+    return _over(model, tokenizer, texts, compute, batch_size, max_length).argmax(-1).tolist()
 
 
 @cache

@@ -5,11 +5,13 @@ or not at all, so that an interrupted recording keeps what it has and goes on wh
 """
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from course_lib.errors import CourseError
-from course_lib.paths import ROOT, RUNS
+from course_lib.paths import CACHE, ROOT, RUNS
 
 
 @dataclass
@@ -80,7 +82,9 @@ def machine() -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {
         "device": device_name(),
         "python": platform.python_version(),
@@ -116,16 +120,24 @@ class RunLog:
         if file is not None and file.exists():
             self.runs = {key(run.spec): run for run in read(file)}
 
-    def run(self, spec: dict, train: Callable[[dict], Run]) -> Run:
-        """The logged run of `spec`, or else `train(spec)`, logged at once."""
+    def run(self, spec: dict, train: Callable[[dict, Path | None], Run]) -> Run:
+        """The logged run of `spec`, or else `train(spec, folder)`, logged at once.
+
+        folder: where an interrupted run of this very spec left its checkpoints; None for a log in memory.
+        """
         if key(spec) in self.runs:
             return self.runs[key(spec)]
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTime
-        run = train(spec)
+        folder = None
+        if self.file is not None:
+            folder = CACHE / "checkpoints" / hashlib.sha256(key(spec).encode()).hexdigest()[:16]
+        run = train(spec, folder)
         run.machine = machine() | {"date": datetime.date.today().isoformat()}
         self.runs[key(spec)] = run
         self._write()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         return run
 
     def _write(self) -> None:
@@ -143,7 +155,9 @@ def read(file: Path) -> list[Run]:
     try:
         return [Run(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
-        raise CourseError(f"{file.name} in {file.parent.name} is not a run log ({error}). Restore it from git.") from error
+        raise CourseError(
+            f"{file.name} in {file.parent.name} is not a run log ({error}). Restore it from git."
+        ) from error
 
 
 def load(experiment: str, root: Path = RUNS) -> dict[str, list[Run]]:

@@ -37,10 +37,10 @@ class Recipe:
 
     learning_rate: the peak of the schedule, of the head and the top block; each block below gets
     `layer_decay` times the rate of the one above (1.0: one rate for all; ULMFiT, arXiv 1801.06146 §3.2, uses 1/2.6).
-    gradual_unfreezing: the head alone in the first epoch, then one more block each epoch, from the top (ULMFiT §3.3).
+    gradual_unfreezing: the head alone in the first epoch, then block after block from the top, everything in the last
+    epoch (ULMFiT §3.3, which takes one block an epoch).
     patience: stop after so many epochs without a better validation metric; None trains all epochs.
     The weights of the best epoch on validation are kept in either case.
-    cache_features: encode the texts once and train the head on the vectors; only for a frozen encoder.
     precision: bf16 autocast or fp32; "auto" takes bf16 where the hardware multiplies it natively.
     """
 
@@ -55,7 +55,6 @@ class Recipe:
     layer_decay: float = 1.0
     gradual_unfreezing: bool = False
     patience: int | None = None
-    cache_features: bool = False
     precision: str = "auto"
     max_length: int = 128
     seed: int = 0
@@ -85,6 +84,7 @@ def fit(
     task: Task,
     method: str = "full",
     *,
+    features: dict[str, torch.Tensor] | None = None,
     folder: Path | None = None,
     progress: bool = True,
     **recipe,
@@ -92,6 +92,7 @@ def fit(
     """Fine-tune `model` in place by one of METHODS and return the Run; the head always trains.
 
     recipe: the fields of `Recipe`; learning_rate is required, hparams go to the method.
+    features: what `features(model, tokenizer, task)` gave; then only the head runs, on these cached vectors.
     folder: keep a checkpoint an epoch there, and go on from the last one if there is one (same result as without
     the interruption); without it, checkpoints live in a temporary folder. Runs under `accelerate launch` as it is.
 
@@ -100,16 +101,18 @@ def fit(
     recipe = Recipe(**recipe)
     quiet()
     METHODS[method].apply(model.encoder, **recipe.hparams)
-    if recipe.cache_features and any(p.requires_grad for p in model.encoder.parameters()):
-        raise ValueError(f"cache_features needs a frozen encoder, and {method!r} trains it. Use method='feature_based'.")
+    if features is not None and any(p.requires_grad for p in model.encoder.parameters()):
+        raise ValueError(
+            f"Cached features need a frozen encoder, and {method!r} trains it. Use method='feature_based'."
+        )
     model.head.requires_grad_(True)
     # Checkpoints hold what can change, no copy of the frozen weights.
     model._keys_to_ignore_on_save = [name for name, p in model.named_parameters() if not p.requires_grad]
     try:
         if folder is not None:
-            return _train(model, tokenizer, task, method, recipe, Path(folder), progress)
+            return _train(model, tokenizer, task, method, recipe, features, Path(folder), progress, resumable=True)
         with tempfile.TemporaryDirectory() as temporary:
-            return _train(model, tokenizer, task, method, recipe, Path(temporary), progress)
+            return _train(model, tokenizer, task, method, recipe, features, Path(temporary), progress, resumable=False)
     except torch.OutOfMemoryError as error:
         raise CourseError(
             f"Out of GPU memory with batch_size={recipe.batch_size}. Halve batch_size and double gradient_accumulation, "
@@ -118,12 +121,14 @@ def fit(
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise CourseError("The disk is full: checkpoints could not be written. Free some space, then run again.") from error
+        raise CourseError(
+            "The disk is full: checkpoints could not be written. Free some space, then run again."
+        ) from error
 
 
-def _train(model, tokenizer, task, method, recipe, folder, progress) -> Run:
+def _train(model, tokenizer, task, method, recipe, features, folder, progress, resumable) -> Run:
     set_seed(recipe.seed)
-    splits = {name: _rows(model, tokenizer, getattr(task, name), recipe) for name in ("train", "validation", "test")}
+    splits = {name: _rows(tokenizer, task, name, recipe, features) for name in ("train", "validation", "test")}
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16())
     counted = count_step(model, _longest(splits["train"], recipe, tokenizer, model.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -143,11 +148,12 @@ def _train(model, tokenizer, task, method, recipe, folder, progress) -> Run:
         optim_args=options,
         bf16=bf16,
         use_cpu=best_device() == "cpu",
-        train_sampling_strategy="random" if recipe.cache_features else "group_by_length",
+        train_sampling_strategy="group_by_length" if features is None else "random",
         eval_strategy="epoch",
         logging_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
+        save_only_model=not resumable,
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",
         remove_unused_columns=False,
@@ -176,14 +182,16 @@ def _train(model, tokenizer, task, method, recipe, folder, progress) -> Run:
     trainer.train(resume_from_checkpoint=last)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     history = trainer.state.log_history
-    predictions = trainer.predict(splits["test"]).predictions.argmax(-1)
+    predictions = _predict(model, splits["test"], tokenizer)
+    # As many training rows as there are for validation tell how much was learned by heart.
+    seen = splits["train"][: len(splits["validation"])]
     return Run(
         spec={"task": task.name, "method": method, "learning_rate": recipe.learning_rate, "seed": recipe.seed},
         accuracy=task.metric(predictions, task.test.labels),
-        train_accuracy=trainer.evaluate(splits["train"])["eval_accuracy"],
+        train_accuracy=task.metric(_predict(model, seen, tokenizer), [row["labels"] for row in seen]),
         validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
         losses=[row["loss"] for row in history if "loss" in row],
-        predictions=predictions.tolist(),
+        predictions=predictions,
         trainable=trainable,
         seconds=clock.seconds,
         tokens_per_second=clock.tokens / clock.seconds,
@@ -195,14 +203,33 @@ def _train(model, tokenizer, task, method, recipe, folder, progress) -> Run:
     )
 
 
-def _rows(model, tokenizer, split: Split, recipe: Recipe) -> list[dict]:
-    """One dict a text: token ids, or its cached sentence vector; and the label."""
-    texts = list(split.texts)
-    if recipe.cache_features:
-        vectors = models.embed(model, tokenizer, texts, max_length=recipe.max_length)
-        return [{"features": v, "labels": label} for v, label in zip(vectors, split.labels, strict=True)]
-    ids = tokenizer(texts, truncation=True, max_length=recipe.max_length)["input_ids"]
-    return [{"input_ids": i, "labels": label} for i, label in zip(ids, split.labels, strict=True)]
+def features(model, tokenizer, task: Task, *, max_length: int = 128) -> dict[str, torch.Tensor]:
+    """The sentence vectors of each split, (rows, width): computed once, they serve every head and seed."""
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {name: models.embed(model, tokenizer, split.texts, max_length=max_length) for name, split in splits.items()}
+
+
+def _rows(tokenizer, task: Task, name: str, recipe: Recipe, features) -> list[dict]:
+    """One dict a text: its token ids, or its cached sentence vector; and the label."""
+    split = getattr(task, name)
+    if features is not None:
+        return [{"features": v, "labels": y} for v, y in zip(features[name], split.labels, strict=True)]
+    ids = tokenizer(list(split.texts), truncation=True, max_length=recipe.max_length)["input_ids"]
+    return [{"input_ids": i, "labels": y} for i, y in zip(ids, split.labels, strict=True)]
+
+
+def _predict(model, rows: list[dict], tokenizer, batch_size: int = 64) -> list[int]:
+    """The most likely label of each row, in the order of the rows."""
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].get("input_ids", ())))
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    found = {}
+    with torch.no_grad():
+        for chunk in chunks:
+            batch = _collate([rows[i] for i in chunk], tokenizer)
+            logits = model(**{k: v.to(model.device) for k, v in batch.items()}).logits
+            found |= dict(zip(chunk, logits.argmax(-1).tolist(), strict=True))
+    return [found[i] for i in range(len(rows))]
 
 
 def _collate(rows: list[dict], tokenizer) -> dict:
@@ -241,7 +268,7 @@ def _callbacks(model, method: str, recipe: Recipe, progress: bool) -> list[Train
 
     chosen = [Progress(f"{METHODS[method].title}, seed {recipe.seed}")] if progress else []
     if recipe.gradual_unfreezing:
-        chosen.append(GradualUnfreezing(model))
+        chosen.append(GradualUnfreezing(model, recipe.epochs))
     if recipe.patience is not None:
         chosen.append(EarlyStoppingCallback(recipe.patience))
     return chosen
@@ -301,14 +328,18 @@ class Progress(TrainerCallback):
 
 
 class GradualUnfreezing(TrainerCallback):
-    """ULMFiT's gradual unfreezing (arXiv 1801.06146, section 3.3): one more block an epoch, the embeddings last."""
+    """ULMFiT's gradual unfreezing (arXiv 1801.06146, section 3.3), from the top block down to the embeddings.
 
-    def __init__(self, model):
-        self.top = blocks(model.config)
+    The head alone in the first epoch, everything in the last, the blocks between spread evenly.
+    """
+
+    def __init__(self, model, epochs: int):
+        self.top, self.epochs = blocks(model.config), epochs
         self.parameters = list(model.encoder.named_parameters())
 
     def on_epoch_begin(self, args, state, control, **_):
-        unfrozen = round(state.epoch)
+        share = round(state.epoch) / max(self.epochs - 1, 1)
+        unfrozen = round(share * (self.top + 1))
         for name, parameter in self.parameters:
             index = block(name)
             depth = self.top if index is None else self.top - 1 - index

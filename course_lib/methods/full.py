@@ -30,9 +30,7 @@ METHODS.add(
         name="feature_based",
         title="Feature-based",
         family="selective",
-        paper=Paper(
-            "To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", "1903.05987"
-        ),
+        paper=Paper("To Tune or Not to Tune? Adapting Pretrained Representations to Diverse Tasks", "1903.05987"),
         formula=r"y = \mathrm{head}_\phi\,(f_{\theta_0}(x))",
         mergeable=True,
         lesson="01_full_vs_feature_based",

@@ -27,9 +27,7 @@ def _train_last(model, num_layers: int = 2):
 def _count_last(config, num_layers: int = 2) -> int:
     total = blocks(config)
     _check(num_layers, total)
-    return sum(
-        size(shape) for name, shape in parameter_shapes(config).items() if _in_last(name, num_layers, total)
-    )
+    return sum(size(shape) for name, shape in parameter_shapes(config).items() if _in_last(name, num_layers, total))
 
 
 METHODS.add(

@@ -78,9 +78,7 @@ def _llama(c) -> Shapes:
     for i in range(c.num_hidden_layers):
         at = f"model.layers.{i}"
         table |= _linear(f"{at}.self_attn.q_proj", queries, d, bias)
-        table |= _linear(f"{at}.self_attn.k_proj", keys, d, bias) | _linear(
-            f"{at}.self_attn.v_proj", keys, d, bias
-        )
+        table |= _linear(f"{at}.self_attn.k_proj", keys, d, bias) | _linear(f"{at}.self_attn.v_proj", keys, d, bias)
         table |= _linear(f"{at}.self_attn.o_proj", d, queries, bias and c.model_type != "qwen2")
         table |= _linear(f"{at}.mlp.gate_proj", f, d, False) | _linear(f"{at}.mlp.up_proj", f, d, False)
         table |= _linear(f"{at}.mlp.down_proj", d, f, False)

@@ -49,9 +49,7 @@ class Split:
         if n == len(self):
             return self
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
-        by_label = {
-            label: [i for i in order if self.labels[i] == label] for label in sorted(set(self.labels))
-        }
+        by_label = {label: [i for i in order if self.labels[i] == label] for label in sorted(set(self.labels))}
         # Round robin over the labels: the first n rows are balanced until the rarest label runs out.
         ranked = sorted((rank, label, i) for label, rows in by_label.items() for rank, i in enumerate(rows))
         return self.rows([i for _, _, i in ranked[:n]])
@@ -61,8 +59,7 @@ class Split:
         from datasets import Dataset
 
         return Dataset.from_dict(
-            {"text": list(self.texts), "label": list(self.labels)}
-            | {k: list(v) for k, v in self.info.items()}
+            {"text": list(self.texts), "label": list(self.labels)} | {k: list(v) for k, v in self.info.items()}
         )
 
 

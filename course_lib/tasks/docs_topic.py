@@ -21,8 +21,7 @@ from course_lib.tasks import Split, Task
 
 # Area → where its text comes from. Several packages an area where one alone is too small.
 AREAS = {
-    "arrays": ("numpy",),
-    "science": ("scipy",),
+    "numerics": ("numpy", "scipy"),
     "machine learning": ("sklearn",),
     "plotting": ("matplotlib",),
     "tables": ("pandas",),
@@ -30,16 +29,18 @@ AREAS = {
     "language models": ("transformers.models", "peft", "sentence_transformers"),
     "symbolic maths": ("sympy",),
     "graphs": ("networkx",),
+    "fonts and images": ("fontTools", "PIL"),
     "web and servers": ("tornado", "jupyter_server", "httpx", "urllib3", "requests"),
 }
 LABELS = tuple(AREAS)
-PER_AREA = {"train": 100, "validation": 30, "test": 50}
+PER_AREA = {"train": 50, "validation": 30, "test": 50}
 # At most so many lines a module, so that no area is the echo of one file.
 PER_MODULE = 6
 # Enough files for the lines we need, drawn with a fixed seed: reading all of transformers takes ten seconds.
 FILES_PER_AREA = 220
 # Where the name to install differs from the name to import.
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "sklearn": "scikit-learn",
     "sentence_transformers": "sentence-transformers",
     "jupyter_server": "jupyter-server",
@@ -59,15 +60,13 @@ SKIPPED_FOLDERS = {
 
 
 def first_sentence(docstring: str) -> str | None:
-    """The summary of a docstring on one line; None if it is no sentence of 5 to 40 words."""
+    """The summary of a docstring on one line; None if it is no sentence of 8 to 40 words."""
     summary = " ".join(docstring.strip().split("\n\n")[0].split())
     summary = re.split(r"(?<=[.!?])\s", summary)[0]
     words = summary.split()
-    prose = summary.endswith((".", "!", "?")) and not re.search(
-        r">>>|https?:|[{}<>|]|::|\*optional\*", summary
-    )
+    prose = summary.endswith((".", "!", "?")) and not re.search(r">>>|https?:|[{}<>|]|::|\*optional\*", summary)
     letters = sum(map(str.isalpha, summary)) / max(len(summary), 1)
-    return summary if prose and 5 <= len(words) <= 40 and letters > 0.7 else None
+    return summary if prose and 8 <= len(words) <= 40 and letters > 0.7 else None
 
 
 def summaries(file: Path) -> list[str]:

@@ -1,0 +1,88 @@
+"""The `course` command."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from course_lib.errors import CourseError
+from course_lib.paths import NOTEBOOKS, RUNS
+
+
+def record(arguments) -> int:
+    """Run studies on this machine and write each result as it finishes; started again, it goes on."""
+    from course_lib import experiments, runs
+    from course_lib.session import quiet
+
+    quiet()
+    names = experiments.EXPERIMENTS if arguments.all else arguments.experiment
+    if not names:
+        raise ValueError(f"Name an experiment ({', '.join(experiments.EXPERIMENTS)}) or say --all.")
+    studies = {name: experiments.experiment(name) for name in names}
+    for name, module in studies.items():
+        file = Path(arguments.out) / name / f"{runs.slug(runs.device_name())}.json"
+        log = runs.RunLog(file, minutes=arguments.budget_minutes)
+        try:
+            module.study(log)
+            print(f"{name}: complete, {len(log.runs)} runs in {file}")
+        except runs.OutOfTime:
+            print(f"{name}: the budget is spent, {len(log.runs)} runs in {file}. The same command goes on from there.")
+        except KeyboardInterrupt:
+            print(f"\n{name}: interrupted, {len(log.runs)} runs in {file}. The same command goes on from there.")
+            return 130
+    return 0
+
+
+def execute(arguments) -> int:
+    """Run notebooks and store their outputs, normalised."""
+    from course_lib import notebooks
+
+    chosen = [Path(name) for name in arguments.notebook] or sorted(NOTEBOOKS.glob("*.ipynb"))
+    for file in chosen:
+        print(f"{file.name}: {notebooks.execute(file):.0f} s")
+    return 0
+
+
+def doctor(arguments) -> int:
+    """Look at this machine and say what is wrong and how to mend it."""
+    from course_lib import diagnosis
+
+    findings = diagnosis.packages() if arguments.packages else diagnosis.everything()
+    for finding in findings:
+        if not (arguments.packages and finding.ok):
+            print(finding)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="course", description="Fine-Tuning, Measured: tools of the course.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("doctor", help="look at this machine and say what is wrong and how to mend it")
+    one.add_argument("--packages", action="store_true", help="check the installed packages only; print problems only")
+    one.set_defaults(run=doctor)
+
+    one = commands.add_parser("execute", help="run notebooks and store their outputs, normalised")
+    one.add_argument("notebook", nargs="*", help="notebook files; all lessons if none is named")
+    one.set_defaults(run=execute)
+
+    one = commands.add_parser("record", help="run studies at full size and write data/runs")
+    one.add_argument("experiment", nargs="*", help="names of experiments")
+    one.add_argument("--all", action="store_true", help="every experiment")
+    one.add_argument("--out", default=RUNS, metavar="DIR", help="where the run logs go (default: data/runs)")
+    one.add_argument("--budget-minutes", type=float, metavar="N", help="start no new run after N minutes")
+    one.set_defaults(run=record)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `course`; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (CourseError, ValueError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""How much of a pre-trained model should move? Heads, last layers, everything; with controls and tuned rates.
+
+Every approach that trains the encoder gets the same passes over the same data; heads on cached vectors get more
+passes, which cost them nothing. Each tunes its learning rate on validation with seed 0 over its own declared grid,
+then runs with every seed. Nothing is chosen on the test split.
+"""
+
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from course_lib import models, tasks, training
+from course_lib.methods.shapes import block, blocks
+from course_lib.runs import Run, RunLog
+from course_lib.session import best_device
+
+SEEDS = (0, 1, 2, 3, 4)
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Approach:
+    """One answer to the question: a method, its head, and the learning rates that it may choose from."""
+
+    title: str
+    method: str
+    rates: tuple[float, ...]
+    head: str = "linear"
+    cached: bool = False
+    pretrained: bool = True
+    recipe: dict = field(default_factory=lambda: {"epochs": EPOCHS})
+
+
+HEAD_ONLY = {"epochs": 40, "patience": 5, "schedule": "constant", "warmup": 0}
+APPROACHES = {
+    "linear": Approach("Linear head", "feature_based", (1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
+    "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3), head="mlp", cached=True, recipe=HEAD_ONLY),
+    "last_1": Approach(
+        "Last layer", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 1}}
+    ),
+    "last_3": Approach(
+        "Last 3 layers", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 3}}
+    ),
+    "gradual": Approach(
+        "Gradual unfreezing",
+        "full",
+        (3e-4, 1e-3, 3e-3),
+        recipe={"epochs": EPOCHS, "gradual_unfreezing": True, "layer_decay": 1 / 2.6},
+    ),
+    "full": Approach("Full fine-tuning", "full", (3e-5, 1e-4, 3e-4)),
+    "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4), pretrained=False),
+}
+# Full fine-tuning from harmless to destructive; the tuning rates lie between.
+SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
+# Size of the training set → passes over it, so that even 32 examples make enough steps.
+CURVE = {32: 20, 128: 10, 512: 6}
+
+
+def train(spec: dict, folder: Path | None = None) -> Run:
+    """The run that `spec` asks for: task, approach, learning_rate, seed; n_train for a smaller training set;
+    uncached=True to run the frozen encoder anew for every batch. folder: see `training.fit`.
+
+    The Run's `extra` has, where it applies: encode_seconds (of the vectors that heads share), drift (see `drift`),
+    typos (accuracy on the test split with typos), old_skill (see `old_skill`).
+    """
+    approach, task, seed = APPROACHES[spec["approach"]], tasks.load(spec["task"]), spec["seed"]
+    recipe = dict(approach.recipe)
+    if "n_train" in spec:
+        # A reader with little training data has little validation data too.
+        task = task.smaller(train=spec["n_train"], validation=100, seed=seed)
+        recipe |= {} if approach.cached else {"epochs": CURVE[spec["n_train"]], "patience": 4}
+    if spec.get("uncached"):
+        recipe = {"epochs": EPOCHS}
+    model, tokenizer = models.classifier(
+        len(task.labels), head=approach.head, pretrained=approach.pretrained, seed=seed
+    )
+    model.to(best_device())
+    before = {name: p.detach().clone() for name, p in model.encoder.named_parameters()}
+    extra, features = {}, None
+    if approach.cached and not spec.get("uncached"):
+        features, extra["encode_seconds"] = _features(model, tokenizer, task)
+    run = training.fit(
+        model, tokenizer, task, approach.method, features=features, folder=folder,
+        learning_rate=spec["learning_rate"], seed=seed, **recipe,
+    )  # fmt: skip
+    if approach.method != "feature_based":
+        extra["drift"] = drift(before, model.encoder)
+    if spec["approach"] in ("linear", "full") and "n_train" not in spec:
+        noisy = [with_typos(text, random.Random(f"{seed} {i}")) for i, text in enumerate(task.test.texts)]
+        extra["typos"] = task.metric(models.predict(model, tokenizer, noisy), task.test.labels)
+        if task.name == "reviews" and seed == 0:
+            extra["old_skill"] = old_skill(model, tokenizer)
+    run.spec, run.extra = spec, extra
+    return run
+
+
+_vectors: dict[tuple, tuple[dict[str, torch.Tensor], float]] = {}
+
+
+def _features(model, tokenizer, task) -> tuple[dict[str, torch.Tensor], float]:
+    """The frozen encoder's vectors of the task and the seconds they took; kept for the next head."""
+    key = (task.name, task.train.texts, len(task.validation))
+    if key not in _vectors:
+        _vectors.clear()
+        started = time.perf_counter()
+        vectors = training.features(model, tokenizer, task)
+        _vectors[key] = vectors, time.perf_counter() - started
+    return _vectors[key]
+
+
+def drift(before: dict[str, torch.Tensor], encoder) -> list[float]:
+    """‖W − W₀‖ / ‖W₀‖ over all weights of each depth: the embeddings first, then block after block."""
+    moved, size = np.zeros(blocks(encoder.config) + 1), np.zeros(blocks(encoder.config) + 1)
+    for name, parameter in encoder.named_parameters():
+        index = block(name)
+        depth = 0 if index is None else index + 1
+        moved[depth] += (parameter.detach() - before[name]).square().sum().item()
+        size[depth] += before[name].square().sum().item()
+    return np.sqrt(moved / size).tolist()
+
+
+def old_skill(model, tokenizer) -> float:
+    """What is left of a skill that was not trained: accuracy on docs_topic of a linear probe on the encoder's vectors."""
+    task = tasks.load("docs_topic")
+    train, test = (models.embed(model, tokenizer, split.texts).numpy() for split in (task.train, task.test))
+    probe = LogisticRegression(C=10, max_iter=2000).fit(train, task.train.labels)
+    return float(probe.score(test, task.test.labels))
+
+
+def with_typos(text: str, rng: random.Random, share: float = 0.15) -> str:
+    """The text with two neighbouring letters swapped in about `share` of its words of four letters or more."""
+    words = text.split(" ")
+    for i, word in enumerate(words):
+        if len(word) >= 4 and rng.random() < share:
+            at = rng.randrange(len(word) - 1)
+            words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)
+
+
+def tfidf_accuracy(task: tasks.Task, inverse_penalties=(0.3, 1, 3, 10, 30)) -> float:
+    """The control that knows no language: words and word pairs, logistic regression, its penalty tuned on validation."""
+
+    def fitted(c):
+        steps = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=c, max_iter=2000)
+        return make_pipeline(*steps).fit(task.train.texts, task.train.labels)
+
+    candidates = [fitted(c) for c in inverse_penalties]
+    best = max(candidates, key=lambda model: model.score(task.validation.texts, task.validation.labels))
+    return float(best.score(task.test.texts, task.test.labels))
+
+
+def best_rate(log: RunLog, task: str, approach: str) -> float:
+    """The rate of the approach's grid with the best validation accuracy (seed 0; the smaller one in a tie)."""
+    runs = [
+        log.run({"task": task, "approach": approach, "learning_rate": rate, "seed": 0}, train)
+        for rate in APPROACHES[approach].rates
+    ]
+    return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"])).spec["learning_rate"]
+
+
+def study(log: RunLog) -> None:
+    """The whole study; what is in the log already is not run again."""
+    rates = {}
+    for task in ("reviews", "docs_topic"):
+        for approach in ("linear", "full", "random", "mlp", "last_3", "gradual", "last_1"):
+            rates[task, approach] = best_rate(log, task, approach)
+            spec = {"task": task, "approach": approach, "learning_rate": rates[task, approach]}
+            for seed in SEEDS:
+                log.run(spec | {"seed": seed}, train)
+        log.run(
+            {"task": task, "approach": "linear", "learning_rate": rates[task, "linear"], "seed": 0, "uncached": True},
+            train,
+        )
+    for task in ("reviews", "docs_topic"):
+        for n_train in (n for n in CURVE if n < len(tasks.load(task).train)):
+            for approach in ("linear", "full"):
+                spec = {"task": task, "approach": approach, "learning_rate": rates[task, approach], "n_train": n_train}
+                for seed in SEEDS:
+                    log.run(spec | {"seed": seed}, train)
+    for rate in SWEEP:
+        log.run({"task": "reviews", "approach": "full", "learning_rate": rate, "seed": 0}, train)
