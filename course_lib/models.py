@@ -89,11 +89,12 @@ def encoder(*, pretrained: bool = True, seed: int = 0, **overrides) -> tuple[Pre
     quiet()
     folder = encoder_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    settings = AutoConfig.from_pretrained(folder, **overrides)
+    settings.add_pooling_layer = False
     if pretrained:
-        return AutoModel.from_pretrained(folder, add_pooling_layer=False, **overrides), tokenizer
+        return AutoModel.from_pretrained(folder, config=settings, add_pooling_layer=False), tokenizer
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        settings = AutoConfig.from_pretrained(folder, **overrides)
         return AutoModel.from_config(settings, add_pooling_layer=False), tokenizer
 
 

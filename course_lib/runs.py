@@ -76,6 +76,8 @@ def _processor() -> str:
 @cache
 def machine() -> dict:
     """Device, library versions and git revision, as they are written beside every run."""
+    import torch
+
     versions = {}
     for package in ("torch", "transformers", "peft", "bitsandbytes", "accelerate"):
         try:
@@ -87,6 +89,7 @@ def machine() -> dict:
     )
     return {
         "device": device_name(),
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
         "revision": git.stdout.strip() or None,

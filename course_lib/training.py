@@ -19,7 +19,7 @@ from course_lib.methods import METHODS
 from course_lib.methods.shapes import block, blocks
 from course_lib.runs import Run
 from course_lib.session import best_device, quiet
-from course_lib.tasks import Split, Task
+from course_lib.tasks import Task
 
 PRECISIONS = ("auto", "fp32", "bf16")
 # The name in `fit` → transformers' name, and what TrainingArguments pass on to it.
@@ -115,8 +115,8 @@ def fit(
             return _train(model, tokenizer, task, method, recipe, features, Path(temporary), progress, resumable=False)
     except torch.OutOfMemoryError as error:
         raise CourseError(
-            f"Out of GPU memory with batch_size={recipe.batch_size}. Halve batch_size and double gradient_accumulation, "
-            "or choose a method that trains fewer parameters."
+            f"Out of GPU memory with batch_size={recipe.batch_size}. Halve batch_size and double "
+            "gradient_accumulation, or choose a method that trains fewer parameters."
         ) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:

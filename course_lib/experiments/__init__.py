@@ -1,4 +1,4 @@
-"""Studies: one file an experiment; the same functions run small and live in a lesson, or at full size in `course record`.
+"""Studies: one file an experiment; the same functions run small in a lesson, or at full size in `course record`.
 
 Each module has `study(log)`, which asks the run log for every run of the study in turn.
 """

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 
 from course_lib import models, tasks, training
 from course_lib.methods.shapes import block, blocks
-from course_lib.runs import Run, RunLog
+from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -38,7 +38,7 @@ class Approach:
     recipe: dict = field(default_factory=lambda: {"epochs": EPOCHS})
 
 
-HEAD_ONLY = {"epochs": 40, "patience": 5, "schedule": "constant", "warmup": 0}
+HEAD_ONLY = {"epochs": 80, "patience": 15, "schedule": "constant", "warmup": 0}
 APPROACHES = {
     "linear": Approach("Linear head", "feature_based", (1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
     "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3), head="mlp", cached=True, recipe=HEAD_ONLY),
@@ -61,30 +61,36 @@ APPROACHES = {
 SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
 # Size of the training set → passes over it, so that even 32 examples make enough steps.
 CURVE = {32: 20, 128: 10, 512: 6}
+# Passes over the data cost the same each time: this many examples tell the speed.
+TIMED = 320
+# What a spec of the comparison itself does not have.
+EXTRA = {"n_train", "timing", "uncached"}
 
 
 def train(spec: dict, folder: Path | None = None) -> Run:
-    """The run that `spec` asks for: task, approach, learning_rate, seed; n_train for a smaller training set;
-    uncached=True to run the frozen encoder anew for every batch. folder: see `training.fit`.
+    """The run that `spec` asks for: task, approach, learning_rate, seed; with n_train a smaller training set; with
+    timing=True one pass over TIMED reviews, and with uncached=True a frozen encoder that runs anew for every batch.
 
-    The Run's `extra` has, where it applies: encode_seconds (of the vectors that heads share), drift (see `drift`),
-    typos (accuracy on the test split with typos), old_skill (see `old_skill`).
+    folder: see `training.fit`. The Run's `extra` has, where it applies: encode_seconds (of the vectors that heads
+    share), drift (see `drift`), typos (accuracy on the test split with typos), old_skill (see `old_skill`).
     """
     approach, task, seed = APPROACHES[spec["approach"]], tasks.load(spec["task"]), spec["seed"]
+    cached = approach.cached and not spec.get("uncached")
     recipe = dict(approach.recipe)
     if "n_train" in spec:
         # A reader with little training data has little validation data too.
         task = task.smaller(train=spec["n_train"], validation=100, seed=seed)
-        recipe |= {} if approach.cached else {"epochs": CURVE[spec["n_train"]], "patience": 4}
-    if spec.get("uncached"):
-        recipe = {"epochs": EPOCHS}
+        recipe |= {} if cached else {"epochs": CURVE[spec["n_train"]], "patience": 4}
+    if spec.get("timing") and not cached:
+        task = task.smaller(train=TIMED, validation=32, test=32)
+        recipe |= {"epochs": 1, "patience": None}
     model, tokenizer = models.classifier(
         len(task.labels), head=approach.head, pretrained=approach.pretrained, seed=seed
     )
     model.to(best_device())
     before = {name: p.detach().clone() for name, p in model.encoder.named_parameters()}
     extra, features = {}, None
-    if approach.cached and not spec.get("uncached"):
+    if cached:
         features, extra["encode_seconds"] = _features(model, tokenizer, task)
     run = training.fit(
         model, tokenizer, task, approach.method, features=features, folder=folder,
@@ -92,7 +98,7 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     )  # fmt: skip
     if approach.method != "feature_based":
         extra["drift"] = drift(before, model.encoder)
-    if spec["approach"] in ("linear", "full") and "n_train" not in spec:
+    if spec["approach"] in ("linear", "full") and not EXTRA & set(spec):
         noisy = [with_typos(text, random.Random(f"{seed} {i}")) for i, text in enumerate(task.test.texts)]
         extra["typos"] = task.metric(models.predict(model, tokenizer, noisy), task.test.labels)
         if task.name == "reviews" and seed == 0:
@@ -127,7 +133,7 @@ def drift(before: dict[str, torch.Tensor], encoder) -> list[float]:
 
 
 def old_skill(model, tokenizer) -> float:
-    """What is left of a skill that was not trained: accuracy on docs_topic of a linear probe on the encoder's vectors."""
+    """What is left of a skill that was not trained: accuracy of a linear probe on docs_topic."""
     task = tasks.load("docs_topic")
     train, test = (models.embed(model, tokenizer, split.texts).numpy() for split in (task.train, task.test))
     probe = LogisticRegression(C=10, max_iter=2000).fit(train, task.train.labels)
@@ -145,7 +151,7 @@ def with_typos(text: str, rng: random.Random, share: float = 0.15) -> str:
 
 
 def tfidf_accuracy(task: tasks.Task, inverse_penalties=(0.3, 1, 3, 10, 30)) -> float:
-    """The control that knows no language: words and word pairs, logistic regression, its penalty tuned on validation."""
+    """The control without pre-training: words, word pairs, logistic regression; penalty tuned on validation."""
 
     def fitted(c):
         steps = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=c, max_iter=2000)
@@ -162,7 +168,107 @@ def best_rate(log: RunLog, task: str, approach: str) -> float:
         log.run({"task": task, "approach": approach, "learning_rate": rate, "seed": 0}, train)
         for rate in APPROACHES[approach].rates
     ]
-    return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"])).spec["learning_rate"]
+    return _best(runs).spec["learning_rate"]
+
+
+def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
+    """The recorded runs of an approach at its tuned rate, one a seed in the order of SEEDS.
+
+    Raises ValueError if the recording holds no complete set of seeds.
+    """
+    plain = [r for r in select(runs, task=task, approach=approach) if not EXTRA & set(r.spec)]
+    grid = [r for r in plain if r.spec["seed"] == 0 and r.spec["learning_rate"] in APPROACHES[approach].rates]
+    rate = _best(grid).spec["learning_rate"] if grid else None
+    chosen = sorted(select(plain, learning_rate=rate), key=lambda run: run.spec["seed"])
+    if [run.spec["seed"] for run in chosen] != list(SEEDS):
+        raise ValueError(
+            f"{approach!r} on {task!r} is not recorded with all seeds. Run: course record full_vs_feature_based"
+        )
+    return chosen
+
+
+def _best(runs: list[Run]) -> Run:
+    """The run with the best validation accuracy; the smaller learning rate in a tie."""
+    return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
+
+
+def compare(log: RunLog, task: str) -> None:
+    """Every approach on a task: its rate tuned, then every seed."""
+    for approach in APPROACHES:
+        spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach)}
+        for seed in SEEDS:
+            log.run(spec | {"seed": seed}, train)
+
+
+def curves(log: RunLog, task: str) -> None:
+    """Heads against full fine-tuning on smaller training sets, a different one for each seed."""
+    for n_train in (n for n in CURVE if n < len(tasks.load(task).train)):
+        for approach in ("linear", "full"):
+            spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach)}
+            for seed in SEEDS:
+                log.run(spec | {"n_train": n_train, "seed": seed}, train)
+
+
+def sweep(log: RunLog) -> None:
+    """Full fine-tuning on reviews at rates from harmless to destructive."""
+    for rate in SWEEP:
+        log.run({"task": "reviews", "approach": "full", "learning_rate": rate, "seed": 0}, train)
+
+
+def timing(log: RunLog, task: str) -> None:
+    """The speed of every approach, for an otherwise idle machine; the frozen encoder with and without cached vectors."""
+    for approach in APPROACHES:
+        spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach), "seed": 0}
+        _vectors.clear()
+        log.run(spec | {"timing": True}, train)
+        if approach == "linear":
+            log.run(spec | {"timing": True, "uncached": True}, train)
+
+
+def study(log: RunLog) -> None:
+    """The whole study; what is in the log already is not run again."""
+    for task in ("reviews", "docs_topic"):
+        compare(log, task)
+    for task in ("reviews", "docs_topic"):
+        curves(log, task)
+    sweep(log)
+    for task in ("reviews", "docs_topic"):
+        timing(log, task)
+
+
+def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> float:
+    """Training time of an approach at its tuned rate, from the timing runs: encoding, where vectors are cached, and
+    all passes over the training data; evaluation left out. Raises ValueError if it was not timed."""
+    timed = [
+        r for r in select(runs, task=task, approach=approach, timing=True) if r.spec.get("uncached", False) == uncached
+    ]
+    if not timed:
+        raise ValueError(f"{approach!r} on {task!r} was not timed. Run: course record full_vs_feature_based")
+    if APPROACHES[approach].cached and not uncached:
+        return timed[0].seconds + timed[0].extra["encode_seconds"]
+    full = tuned(runs, task, "full")[0]
+    return full.seconds * full.tokens_per_second / timed[0].tokens_per_second
+
+
+def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
+    """The recorded runs of an approach at its tuned rate, one a seed in the order of SEEDS.
+
+    Raises ValueError if the recording holds no complete set of seeds.
+    """
+    plain = [r for r in select(runs, task=task, approach=approach) if not EXTRA & set(r.spec)]
+    grid = [r for r in plain if r.spec["seed"] == 0 and r.spec["learning_rate"] in APPROACHES[approach].rates]
+    rate = _best(grid).spec["learning_rate"] if grid else None
+    chosen = sorted(select(plain, learning_rate=rate), key=lambda run: run.spec["seed"])
+    if [run.spec["seed"] for run in chosen] != list(SEEDS):
+        raise ValueError(
+            f"{approach!r} on {task!r} is not recorded with all seeds. Run: course record full_vs_feature_based"
+        )
+    return chosen
+
+
+def _best(runs: list[Run]) -> Run:
+    """The run with the best validation accuracy; the smaller learning rate in a tie."""
+    return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
 
 
 def study(log: RunLog) -> None:

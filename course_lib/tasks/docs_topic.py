@@ -119,7 +119,8 @@ def _collect() -> dict[str, list[dict]]:
             splits[split] += [{"text": line, "area": area, "module": module} for line in lines]
         if any(wanted.values()):
             raise CourseError(
-                f"docs_topic found too few docstrings for {area!r} ({sum(wanted.values())} short): a package is installed without its source files."
+                f"docs_topic found too few docstrings for {area!r} ({sum(wanted.values())} short). "
+                "A package is installed without its source files."
             )
     return splits
 
@@ -159,7 +160,8 @@ def load() -> Task:
         file = _cached()
     except importlib.metadata.PackageNotFoundError as missing:
         raise CourseError(
-            f"docs_topic reads the docstrings of {missing.name}, which is not installed. Run `make lab`, or install it with pip."
+            f"docs_topic reads the docstrings of {missing.name}, which is not installed. "
+            "Run `make lab`, or install it with pip."
         ) from missing
     if file.exists():
         rows = json.loads(file.read_text())

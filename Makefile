@@ -1,0 +1,53 @@
+# `make lab` and `make test` do everything; both make the environment in .venv first, or mend it.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.complete
+# JupyterLab refuses to run as root unless told that this is meant, as in most containers.
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test notebooks lint environment clean
+
+help:
+	@echo "make lab        open the course in JupyterLab"
+	@echo "make test       run everything that is checked"
+	@echo "make notebooks  run all lessons and store their outputs"
+	@echo "make lint       check the style of code and lessons"
+	@echo "make clean      remove the environment and all caches"
+
+lab: environment
+	$(BIN)/jupyter lab $(ROOT_FLAG) notebooks/00_start_here.ipynb
+
+test: environment lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600
+
+notebooks: environment
+	$(BIN)/course execute
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+environment.yml: pyproject.toml constraints.txt course_lib/environment.py | environment
+	$(BIN)/python -m course_lib.environment
+
+# A stamp newer than the lock and intact packages: nothing to do. Anything else is installed again, over what is there.
+environment:
+	@if [ $(STAMP) -nt pyproject.toml ] && [ $(STAMP) -nt constraints.txt ] \
+	    && $(BIN)/python -m course_lib.cli doctor --packages 2>/dev/null; then :; \
+	else $(MAKE) --no-print-directory $(STAMP) --always-make; fi
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "The course needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version)."; \
+	    echo "Install one and name it: make lab PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@rm -f $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@$(BIN)/python -m course_lib.cli doctor --packages || { \
+	    echo "The environment is damaged. Make it anew: make clean, then the same command."; exit 1; }
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

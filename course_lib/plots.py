@@ -1,0 +1,256 @@
+"""Every figure of the course, in one style: Okabe–Ito colours, markers and line styles that also tell series apart.
+
+Each function returns a Picture: the PNG, one sentence of text that says what it shows, and the numbers drawn.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+# Okabe and Ito's palette, the yellow left out (too pale for lines on white).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "figure.facecolor": "white",
+}
+DPI = 110
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as PNG bytes, `alt` in words, `data` as drawn; `width` in pixels."""
+
+    png: bytes
+    alt: str
+    data: dict
+    width: int
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.alt}
+
+
+def _picture(width: float, height: float, alt: str, data: dict, draw: Callable, columns: int = 1) -> Picture:
+    """draw(axes, …) on a figure of that size in inches."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        draw(*axes)
+        buffer = io.BytesIO()
+        # No date and no version in the file: the same figure is the same bytes.
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return Picture(buffer.getvalue(), alt, data, round(width * DPI))
+
+
+def _look(i: int) -> dict:
+    return {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "markersize": 6}
+
+
+def human(value: float) -> str:
+    """1,234,567 → 1.23M: for axes and labels."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def human_bytes(value: float) -> str:
+    """Bytes in powers of ten: 90,276,904 → 90.3 MB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence]],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    alt: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    baseline: tuple[str, float] | None = None,
+    percent: bool = False,
+) -> Picture:
+    """Lines over x: name → (xs, ys). A y that is itself a sequence is drawn as mean ± standard deviation.
+
+    baseline: (name, value) of a dotted line that a reader should compare with.
+    """
+
+    def draw(axes):
+        for i, (name, (xs, ys)) in enumerate(series.items()):
+            means = [float(np.mean(value)) for value in ys]
+            if np.ndim(ys[0]):
+                spread = [float(np.std(value, ddof=1)) for value in ys]
+                axes.errorbar(xs, means, yerr=spread, label=name, capsize=4, **_look(i))
+            else:
+                look = _look(i) | ({"marker": ""} if len(xs) > 25 else {})
+                axes.plot(xs, means, label=name, **look)
+        if baseline:
+            axes.axhline(baseline[1], color="#555555", linestyle=":", label=baseline[0])
+        if log_x:
+            axes.set_xscale("log")
+        if log_y:
+            axes.set_yscale("log")
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+        axes.set(xlabel=x, ylabel=y, title=title)
+        if len(series) + bool(baseline) > 1:
+            axes.legend()
+
+    return _picture(7.2, 4, alt, {name: list(map(list, xy)) for name, xy in series.items()}, draw)
+
+
+def bars(values: Mapping[str, float], *, x: str, title: str, alt: str, log: bool = False, show=human) -> Picture:
+    """One horizontal bar a name, its value written beside it."""
+
+    def draw(axes):
+        names = list(values)[::-1]
+        heights = [values[name] for name in names]
+        axes.barh(names, heights, color=COLOURS[0])
+        for row, value in enumerate(heights):
+            axes.annotate(show(value), (value, row), xytext=(4, 0), textcoords="offset points", va="center")
+        if log:
+            axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+        axes.set(xlabel=x, title=title)
+
+    return _picture(7.2, 1.2 + 0.42 * len(values), alt, dict(values), draw)
+
+
+def memory_bars(
+    rows: Mapping[str, Mapping[str, float]], *, title: str, alt: str, limits: Mapping[str, float] | None = None
+) -> Picture:
+    """Stacked bars of bytes by part, one bar a row; limits: name → bytes, drawn as vertical lines."""
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    hatches = ("", "//", "..", "xx", "\\\\", "++")
+
+    def draw(axes):
+        names = list(rows)[::-1]
+        left = np.zeros(len(names))
+        for i, part in enumerate(parts):
+            widths = np.array([rows[name].get(part, 0) for name in names]) / 1e6
+            look = {"color": COLOURS[i], "hatch": hatches[i], "edgecolor": "white"}
+            axes.barh(names, widths, left=left, label=part, **look)
+            left += widths
+        for row, total in enumerate(left):
+            axes.annotate(
+                human_bytes(total * 1e6), (total, row), xytext=(4, 0), textcoords="offset points", va="center"
+            )
+        for name, limit in (limits or {}).items():
+            axes.axvline(limit / 1e6, color="#000000", linestyle=":")
+            axes.annotate(
+                name, (limit / 1e6, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9
+            )
+        axes.margins(x=0.15)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value * 1e6)))
+        axes.set_title(title, pad=18 if limits else 6)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.25 / len(rows)), ncols=4)
+
+    return _picture(7.6, 1.7 + 0.5 * len(rows), alt, {name: dict(row) for name, row in rows.items()}, draw)
+
+
+def tradeoff(
+    points: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Sequence[float]],
+    *,
+    y: str,
+    title: str,
+    alt: str,
+    baseline: tuple[str, float] | None = None,
+) -> Picture:
+    """Score against cost, a panel a cost: points[name] = {cost: value}, scores[name] = one value a seed (0..1).
+
+    The score is drawn as mean ± standard deviation over the seeds; every cost on a log axis.
+    """
+    costs = list(dict.fromkeys(cost for point in points.values() for cost in point))
+
+    def draw(*panels):
+        for panel, cost in zip(panels, costs, strict=True):
+            for i, (name, point) in enumerate(points.items()):
+                mean, spread = np.mean(scores[name]), np.std(scores[name], ddof=1)
+                panel.errorbar(
+                    point[cost], mean, yerr=spread, label=name, capsize=4, **_look(i) | {"linestyle": "none"}
+                )
+            if baseline:
+                panel.axhline(baseline[1], color="#555555", linestyle=":", label=baseline[0])
+            panel.set_xscale("log")
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+            show = human_bytes if "memory" in cost else human
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, show=show: show(value)))
+            panel.margins(x=0.12)
+            panel.set_xlabel(cost)
+        panels[0].set(ylabel=y, title=title)
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10)
+
+    data = {name: dict(point) | {"scores": list(scores[name])} for name, point in points.items()}
+    return _picture(4 * len(costs), 4.4, alt, data, draw, columns=len(costs))
+
+
+def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, alt: str) -> Picture:
+    """A confusion matrix: rows are the truth, columns what was predicted, counts in the cells."""
+
+    def draw(axes):
+        axes.imshow(matrix, cmap="Blues")
+        for (row, column), count in np.ndenumerate(matrix):
+            dark = count > matrix.max() / 2
+            axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
+        ticks = range(len(labels))
+        axes.set_xticks(ticks, labels)
+        axes.set_yticks(ticks, labels)
+        axes.grid(visible=False)
+        axes.set(xlabel="predicted", ylabel="true", title=title)
+
+    return _picture(4.8, 4.2, alt, {"matrix": matrix.tolist()}, draw)
+
+
+def course_map(lessons: Mapping[str, str], methods, families: Mapping[str, str]) -> Picture:
+    """The families of fine-tuning, the methods that the registry has of each, and the lesson that teaches them."""
+    rows = []
+    for family in families:
+        chosen = [method for method in methods.values() if method.family == family]
+        rows += [(family, method.title, lessons.get(method.lesson, method.lesson)) for method in chosen] or [
+            (family, "", "")
+        ]
+
+    def draw(axes):
+        axes.axis("off")
+        axes.set(xlim=(0, 10), ylim=(len(rows) - 0.4, -0.9))
+        for at, head in ((0, "family"), (3.2, "method"), (6.2, "lesson")):
+            axes.text(at, -0.6, head, weight="bold", va="center")
+        first = {}
+        for y, (family, title, lesson) in enumerate(rows):
+            first.setdefault(family, y)
+            colour = COLOURS[list(families).index(family)]
+            if title:
+                axes.plot([2.3, 3.1], [first[family], y], color=colour, marker="o", markersize=4)
+            axes.text(3.2, y, title or "(in a later lesson)", va="center", color="black" if title else "#666666")
+            axes.text(6.2, y, lesson, va="center")
+        for family, y in first.items():
+            axes.text(0, y, family, va="center", weight="bold", color=COLOURS[list(families).index(family)])
+
+    alt = "The families of fine-tuning methods, the methods that the course has so far, and the lesson for each."
+    return _picture(8.6, 0.9 + 0.36 * len(rows), alt, {"rows": rows}, draw)

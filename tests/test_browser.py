@@ -1,0 +1,304 @@
+"""In a real browser: every lesson runs from top to bottom in JupyterLab, and every slider moves its figure."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course_lib.notebooks import WIDGET_VIEW
+from course_lib.paths import NOTEBOOKS
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed: `apt-get install chromium` installs it."),
+    pytest.mark.skipif(
+        not importlib.util.find_spec("playwright"), reason="playwright is not installed: `pip install playwright`."
+    ),
+]
+
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+STAND_IN = "stand_in.ipynb"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+START, RUN, DRAW = 120, 300, 60  # seconds that the server, all cells and one figure may take
+
+
+def stand_in() -> nbformat.NotebookNode:
+    """The smallest notebook that has what the lessons have: prose, two Explorers, and one of them far down."""
+    explorer = """\
+def draw(slope, kind):
+    ys = [slope * x**2 if kind == "square" else slope * x for x in range(5)]
+    return curves({kind: (range(5), ys)}, x="x", y="y", title="Slope", alt=f"The {kind} rises to {ys[-1]}.")
+
+
+Explorer(
+    draw,
+    slope=ipywidgets.IntSlider(%d, 1, 5, description="slope"),
+    kind=ipywidgets.SelectionSlider(options=["line", "square"], description="kind"),
+)"""
+    imports = "import ipywidgets\n\nfrom course_lib.plots import curves\nfrom course_lib.widgets import Explorer"
+    cells = [
+        new_markdown_cell("# A stand-in for a lesson"),
+        new_code_cell(imports),
+        new_code_cell(explorer % 2),
+        new_markdown_cell("\n\n".join(f"Line {i} of a long text." for i in range(120))),
+        new_code_cell(explorer % 5),
+        new_code_cell("print('the end')"),
+    ]
+    return new_notebook(cells=cells, metadata={"kernelspec": {"display_name": "Python 3", "name": "python3"}})
+
+
+# The server and the browser: whatever is started here is stopped here.
+
+
+@dataclass(frozen=True)
+class Server:
+    """JupyterLab on loopback, for whoever has the token."""
+
+    url: str
+    token: str
+
+    def ask(self, path: str, method: str = "GET"):
+        request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
+        request.add_header("Authorization", f"token {self.token}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def stop_kernels(self) -> None:
+        for session in self.ask("sessions"):
+            self.ask(f"sessions/{session['id']}", "DELETE")
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def jupyterlab(folder: Path, home: Path):
+    """JupyterLab on a folder, with no settings of whoever runs the tests; yields a Server."""
+    token, port = secrets.token_hex(16), free_port()
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    places = {name: str(home / name.lower()) for name in names}
+    quiet = ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", *quiet]
+    command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
+    log = home / "jupyterlab.log"
+    with log.open("w") as output:
+        # The token goes through the environment, where other users of the machine cannot read it.
+        settings = os.environ | places | {"JUPYTER_TOKEN": token, "JUPYTER_NO_CONFIG": "1"}
+        process = subprocess.Popen(command, env=settings, stdout=output, stderr=subprocess.STDOUT)
+    server = Server(f"http://127.0.0.1:{port}", token)
+    try:
+        wait_until(lambda: process.poll() is not None or answers(server), START, "JupyterLab does not answer")
+        assert process.poll() is None, f"JupyterLab ended at once:\n{log.read_text()[-2000:]}"
+        yield server
+    finally:
+        process.terminate()  # a server that is asked to end ends its kernels first
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def answers(server: Server) -> bool:
+    try:
+        return "started" in server.ask("status")
+    except OSError:
+        return False
+
+
+def wait_until(true, seconds: float, otherwise: str, pause: float = 0.25):
+    """The first truthy value of true(); fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, f"{otherwise} (waited {seconds:.0f} s)"
+        time.sleep(pause)
+    return value
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """JupyterLab on a copy of the lessons and the stand-in, their outputs removed: what is seen was made now."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    for file in LESSONS:
+        notebook = nbformat.read(file, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, folder / file.name)
+    nbformat.write(stand_in(), folder / STAND_IN)
+    with jupyterlab(folder, tmp_path_factory.mktemp("jupyter")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+@dataclass
+class Complaints:
+    """Errors of the page's console, and exceptions that nothing in the page caught."""
+
+    said: list[str] = field(default_factory=list)
+
+    def listen(self, page) -> None:
+        page.on("console", lambda line: line.type == "error" and self.said.append(f"{line.text} {line.location}"))
+        page.on("pageerror", lambda error: self.said.append(f"{error.message}\n{error.stack}"))
+
+    def about_widgets(self) -> list[str]:
+        return [line for line in self.said if re.search(r"widget|jupyter-js|jupyter\.widget|\bcomm\b", line, re.I)]
+
+
+@pytest.fixture
+def page(browser, server):
+    """A signed-in page. JupyterLab draws a cell only near the window's view, so the window is tall."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1600})
+    page.complaints = Complaints()
+    page.complaints.listen(page)
+    try:
+        page.goto(f"{server.url}/tree?token={server.token}", wait_until="commit")
+        yield page
+    finally:
+        page.close()
+        server.stop_kernels()
+
+
+# What is done in the page.
+
+READY = """async () => {
+    const app = window.jupyterapp;
+    await app.restored;
+    const panel = app.shell.currentWidget;
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await panel.sessionContext.session.kernel.info;
+}"""
+STATE = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const cells = panel.content.model.cells, waiting = [], errors = [], explorers = [];
+    for (let i = 0; i < cells.length; i++) {
+        const cell = cells.get(i);
+        if (cell.type !== 'code' || !cell.sharedModel.getSource().trim()) continue;
+        if (cell.sharedModel.execution_count === null) waiting.push(cell.id);
+        for (const output of cell.outputs.toJSON()) {
+            if (output.output_type === 'error') errors.push(`${cell.id}: ${output.ename}: ${output.evalue}`);
+            if (VIEW in (output.data ?? {}) && 'image/png' in output.data) explorers.push(i);
+        }
+    }
+    return {status: panel.sessionContext.session?.kernel?.status ?? 'gone', waiting, errors, explorers};
+}""".replace("VIEW", json.dumps(WIDGET_VIEW))
+SHOW = """async (i) => {
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    await notebook.scrollToItem(i, 'start');
+    notebook.widgets[i].node.setAttribute('data-course-cell', i);
+}"""
+BYTES = """async (image) => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())]"""
+
+
+def open_and_run(page, url: str, name: str) -> list[int]:
+    """Open a notebook in JupyterLab and run all its cells; returns the positions of the cells with an Explorer."""
+    page.goto(f"{url}/lab/workspaces/test/tree/{name}?reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START * 1000)
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=START * 1000)
+    page.evaluate(READY)  # without this, running all cells hangs
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    state = {}
+
+    def over() -> bool:
+        state.update(page.evaluate(STATE))
+        return state["errors"] or state["status"] in ("dead", "gone") or done()
+
+    def done() -> bool:
+        return state["status"] == "idle" and not state["waiting"]
+
+    wait_until(over, RUN, f"{name} still runs", pause=0.5)
+    assert state["errors"] == []
+    assert done(), f"the kernel is {state['status']}, not run: {state['waiting']}"
+    return state["explorers"]
+
+
+def digest(image) -> str:
+    """Of the picture's bytes: a new address alone is no new picture."""
+    return hashlib.sha256(bytes(image.evaluate(BYTES))).hexdigest()
+
+
+def move_every_slider(page, position: int) -> int:
+    """Move each control of the Explorer in that cell by one step, see its picture change; returns how many."""
+    page.evaluate(SHOW, position)
+    cell = page.locator(f"[data-course-cell='{position}']")
+    explorer = cell.locator(".widget-vbox", has=page.locator("img.widget-image")).last
+    image = explorer.locator("img.widget-image")
+    image.wait_for(timeout=DRAW * 1000)
+    wait_until(lambda: image.evaluate("image => image.naturalWidth") > 100, DRAW, "no picture is drawn")
+    controls = explorer.locator(".noUi-handle, select, input[type=checkbox]")
+    for i in range(controls.count()):
+        control, before = controls.nth(i), digest(image)
+        control.scroll_into_view_if_needed()
+        control.focus()
+        for key in keys(control):
+            page.keyboard.press(key)
+        wait_until(lambda before=before: digest(image) != before, DRAW, f"cell {position}, control {i}: nothing moves")
+    return controls.count()
+
+
+def keys(control) -> list[str]:
+    """What moves a control by one step: up, or down where it stands at its end."""
+    role = control.evaluate("node => node.getAttribute('type') ?? node.tagName")
+    if role == "checkbox":
+        return ["Space"]
+    if role == "SELECT":
+        at_end = control.evaluate("node => node.selectedIndex === node.options.length - 1")
+        return ["ArrowUp" if at_end else "ArrowDown"]
+    now, highest = (float(control.get_attribute(name)) for name in ("aria-valuenow", "aria-valuemax"))
+    return ["ArrowLeft" if now >= highest else "ArrowRight"]
+
+
+def run_and_move(page, url: str, name: str) -> list[int]:
+    """All of it for one notebook; returns how many controls each Explorer has."""
+    explorers = open_and_run(page, url, name)
+    moved = [move_every_slider(page, position) for position in explorers]
+    assert all(moved), f"an Explorer without a slider: cells {explorers}, sliders {moved}"
+    assert page.complaints.about_widgets() == []
+    return moved
+
+
+# The tests.
+
+
+def test_stand_in_runs_and_its_sliders_move(page, server):
+    assert run_and_move(page, server.url, STAND_IN) == [2, 2]
+
+
+@pytest.mark.parametrize("file", LESSONS, ids=lambda file: file.stem)
+def test_lesson_runs_and_its_sliders_move(page, server, file):
+    moved = run_and_move(page, server.url, file.name)
+    sources = [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+    assert len(moved) >= sum("Explorer(" in source for source in sources)
