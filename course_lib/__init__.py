@@ -3,7 +3,12 @@
 Importing the package is instant and loads no deep-learning library; its modules load what they need.
 """
 
+import logging
+
 __version__ = "0.1.0"
+
+# bitsandbytes warns of an optional package at the moment another library imports it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def setup(seed: int = 0):

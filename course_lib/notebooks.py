@@ -1,9 +1,12 @@
 """Running and normalising the lessons: the committed notebook is the executed one, the same bytes every time."""
 
+import base64
 import os
 import re
 import time
 from pathlib import Path
+
+from course_lib.paths import DATA, NOTEBOOKS
 
 import nbformat
 from nbclient import NotebookClient
@@ -12,6 +15,11 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
+}
+FIGURES = DATA / "figures"
+README_FIGURES = {
+    "tradeoff.png": ("01_full_vs_feature_based.ipynb", "tradeoff"),
+    "memory-figure.png": ("01_full_vs_feature_based.ipynb", "memory-figure"),
 }
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|opt|var)/|[A-Z]:\\\\Users")
 
@@ -38,6 +46,23 @@ def execute(file: Path, timeout: int = 600) -> float:
     normalise(notebook)
     nbformat.write(notebook, file)
     return seconds
+
+
+def export_figures() -> None:
+    """Write the figures that README.md shows, from the stored outputs of the lessons."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    for name, (lesson, cell) in README_FIGURES.items():
+        (FIGURES / name).write_bytes(figure(NOTEBOOKS / lesson, cell))
+
+
+def figure(file: Path, cell_id: str) -> bytes:
+    """The PNG in the stored output of a cell; raises KeyError if there is no such cell or picture."""
+    for cell in nbformat.read(file, as_version=4).cells:
+        if cell.get("id") == cell_id:
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output.data["image/png"])
+    raise KeyError(f"{file.name} has no picture in a cell {cell_id!r}")
 
 
 def normalise(notebook) -> None:

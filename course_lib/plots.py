@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, the yellow left out (too pale for lines on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -60,23 +60,26 @@ def _picture(width: float, height: float, alt: str, data: dict, draw: Callable, 
 
 
 def _look(i: int) -> dict:
-    return {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "markersize": 6}
+    return {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "markersize": 7}
+
+
+def _scaled(value: float, units: tuple[str, ...], smallest: str) -> str:
+    """Three significant digits with the largest unit of powers of a thousand that fits."""
+    for power, unit in zip(range(len(units), 0, -1), units, strict=True):
+        # 999,500 and more round to the next unit.
+        if abs(value) >= 0.9995 * 1000**power:
+            return f"{value / 1000**power:.3g}{unit}"
+    return f"{value:.3g}{smallest}"
 
 
 def human(value: float) -> str:
     """1,234,567 → 1.23M: for axes and labels."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:.3g}"
+    return _scaled(value, ("T", "B", "M", "K"), "")
 
 
 def human_bytes(value: float) -> str:
     """Bytes in powers of ten: 90,276,904 → 90.3 MB."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.0f} B"
+    return _scaled(value, (" TB", " GB", " MB", " kB"), " B")
 
 
 def curves(
@@ -113,6 +116,9 @@ def curves(
             axes.set_yscale("log")
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+        if not log_x:
+            whole = all(float(value).is_integer() for xs, _ in series.values() for value in xs)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
         axes.set(xlabel=x, ylabel=y, title=title)
         if len(series) + bool(baseline) > 1:
             axes.legend()
@@ -167,7 +173,7 @@ def memory_bars(
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value * 1e6)))
         axes.set_title(title, pad=18 if limits else 6)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.25 / len(rows)), ncols=4)
+        axes.figure.legend(loc="outside lower center", ncols=len(parts), fontsize=10)
 
     return _picture(7.6, 1.7 + 0.5 * len(rows), alt, {name: dict(row) for name, row in rows.items()}, draw)
 
@@ -199,7 +205,11 @@ def tradeoff(
             panel.set_xscale("log")
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
             show = human_bytes if "memory" in cost else human
+            values = [point[cost] for point in points.values()]
+            narrow = max(values) < 30 * min(values)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, show=show: show(value)))
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.margins(x=0.12)
             panel.set_xlabel(cost)
         panels[0].set(ylabel=y, title=title)
@@ -232,25 +242,25 @@ def course_map(lessons: Mapping[str, str], methods, families: Mapping[str, str])
     rows = []
     for family in families:
         chosen = [method for method in methods.values() if method.family == family]
-        rows += [(family, method.title, lessons.get(method.lesson, method.lesson)) for method in chosen] or [
-            (family, "", "")
-        ]
+        taught = [(family, method.title, lessons.get(method.lesson, method.lesson)) for method in chosen]
+        rows += taught or [(family, "", "")]
 
     def draw(axes):
         axes.axis("off")
-        axes.set(xlim=(0, 10), ylim=(len(rows) - 0.4, -0.9))
-        for at, head in ((0, "family"), (3.2, "method"), (6.2, "lesson")):
-            axes.text(at, -0.6, head, weight="bold", va="center")
+        axes.set(xlim=(0, 10), ylim=(len(rows) - 0.3, -1))
+        for at, head in ((0, "what moves"), (4.7, "method"), (7.3, "lesson")):
+            axes.text(at, -0.8, head, color="#555555", va="center")
         first = {}
         for y, (family, title, lesson) in enumerate(rows):
             first.setdefault(family, y)
-            colour = COLOURS[list(families).index(family)]
             if title:
-                axes.plot([2.3, 3.1], [first[family], y], color=colour, marker="o", markersize=4)
-            axes.text(3.2, y, title or "(in a later lesson)", va="center", color="black" if title else "#666666")
-            axes.text(6.2, y, lesson, va="center")
+                colour = COLOURS[list(families).index(family)]
+                axes.plot([4.1, 4.6], [first[family], y], color=colour, marker="o", markersize=4)
+            axes.text(4.7, y, title or "in a later lesson", va="center", color="black" if title else "#666666")
+            axes.text(7.3, y, lesson, va="center")
         for family, y in first.items():
-            axes.text(0, y, family, va="center", weight="bold", color=COLOURS[list(families).index(family)])
+            axes.text(0, y - 0.12, family, va="center", weight="bold")
+            axes.text(0, y + 0.26, families[family], va="center", fontsize=9, color="#444444")
 
     alt = "The families of fine-tuning methods, the methods that the course has so far, and the lesson for each."
-    return _picture(8.6, 0.9 + 0.36 * len(rows), alt, {"rows": rows}, draw)
+    return _picture(9.4, 0.8 + 0.6 * len(rows), alt, {"rows": rows}, draw)

@@ -1,6 +1,5 @@
 """What a lesson knows about the machine that it runs on."""
 
-import logging
 import os
 import platform
 import warnings
@@ -31,12 +30,10 @@ def quiet() -> None:
     if os.environ.get("COURSE_MODELS") != "hub":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # bitsandbytes advises an optional package on standard error when another library imports it.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     # Trainer pins memory by default; on a machine without an accelerator torch warns at every epoch.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 

@@ -1,15 +1,11 @@
 """`fit`: one model, one task, one method → one Run, on transformers.Trainer."""
 
 import errno
+import os
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from course_lib import models
 from course_lib.errors import CourseError, unknown
@@ -19,7 +15,11 @@ from course_lib.methods import METHODS
 from course_lib.methods.shapes import block, blocks
 from course_lib.runs import Run
 from course_lib.session import best_device, quiet
-from course_lib.tasks import Task
+from course_lib.tasks import Split, Task
+
+import torch
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 PRECISIONS = ("auto", "fp32", "bf16")
 # The name in `fit` → transformers' name, and what TrainingArguments pass on to it.
@@ -154,6 +154,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         save_strategy="epoch",
         save_total_limit=1,
         save_only_model=not resumable,
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",
         remove_unused_columns=False,
@@ -176,7 +177,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     )
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     trainer.optimizer = kind(_groups(model, recipe), **settings)
-    last = get_last_checkpoint(str(folder))
+    last = _last_checkpoint(folder)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.train(resume_from_checkpoint=last)
@@ -203,10 +204,25 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     )
 
 
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint: Trainer writes trainer_state.json last."""
+    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
+
+
 def features(model, tokenizer, task: Task, *, max_length: int = 128) -> dict[str, torch.Tensor]:
     """The sentence vectors of each split, (rows, width): computed once, they serve every head and seed."""
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     return {name: models.embed(model, tokenizer, split.texts, max_length=max_length) for name, split in splits.items()}
+
+
+def fixed_batch(tokenizer, split: Split, size: int, length: int) -> dict[str, torch.Tensor]:
+    """The first `size` texts of a split, each cut or padded to `length` tokens, with labels: for counting memory."""
+    padded = tokenizer(
+        list(split.texts[:size]), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+    labels = torch.tensor(split.labels[:size])
+    return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
 
 
 def _rows(tokenizer, task: Task, name: str, recipe: Recipe, features) -> list[dict]:
@@ -317,8 +333,9 @@ class Progress(TrainerCallback):
         self.title = title
 
     def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, leave=False)
-        self.bar.disable = self.bar.disable or not state.is_world_process_zero
+        # tqdm's notebook bar does not look at tqdm's own environment variable.
+        hidden = bool(os.environ.get("TQDM_DISABLE")) or not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, leave=False, disable=hidden)
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update(1)

@@ -3,9 +3,9 @@
 import base64
 from collections.abc import Callable
 
-import ipywidgets
-
 from course_lib.plots import Picture
+
+import ipywidgets
 
 
 class Explorer:

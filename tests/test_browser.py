@@ -16,12 +16,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from course_lib.notebooks import WIDGET_VIEW
+from course_lib.paths import NOTEBOOKS
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from course_lib.notebooks import WIDGET_VIEW
-from course_lib.paths import NOTEBOOKS
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -98,7 +98,7 @@ def jupyterlab(folder: Path, home: Path):
     token, port = secrets.token_hex(16), free_port()
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     places = {name: str(home / name.lower()) for name in names}
-    quiet = ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", *quiet]
     command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
     log = home / "jupyterlab.log"
@@ -184,7 +184,7 @@ def page(browser, server):
     page.complaints = Complaints()
     page.complaints.listen(page)
     try:
-        page.goto(f"{server.url}/tree?token={server.token}", wait_until="commit")
+        page.goto(f"{server.url}/api/status?token={server.token}")
         yield page
     finally:
         page.close()
@@ -200,7 +200,10 @@ READY = """async () => {
     await panel.context.ready;
     await panel.sessionContext.ready;
     await panel.sessionContext.session.kernel.info;
+    window.courseStatus = new Set();
+    panel.sessionContext.statusChanged.connect((_, status) => window.courseStatus.add(status));
 }"""
+DIALOG = "() => document.querySelector('.jp-Dialog')?.innerText"
 STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
     const cells = panel.content.model.cells, waiting = [], errors = [], explorers = [];
@@ -213,7 +216,9 @@ STATE = """() => {
             if (VIEW in (output.data ?? {}) && 'image/png' in output.data) explorers.push(i);
         }
     }
-    return {status: panel.sessionContext.session?.kernel?.status ?? 'gone', waiting, errors, explorers};
+    const died = ['dead', 'restarting', 'autorestarting'].some(status => window.courseStatus.has(status));
+    const idle = panel.sessionContext.session?.kernel?.status === 'idle';
+    return {died, done: idle && !waiting.length, waiting, errors, explorers};
 }""".replace("VIEW", json.dumps(WIDGET_VIEW))
 SHOW = """async (i) => {
     const notebook = window.jupyterapp.shell.currentWidget.content;
@@ -228,20 +233,21 @@ def open_and_run(page, url: str, name: str) -> list[int]:
     page.goto(f"{url}/lab/workspaces/test/tree/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START * 1000)
     page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=START * 1000)
-    page.evaluate(READY)  # without this, running all cells hangs
+    # Without waiting for this, running all cells hangs; and it never comes while JupyterLab asks something.
+    page.evaluate(f"() => {{ ({READY})().then(() => window.courseReady = true); }}")
+    ready = "() => window.courseReady || document.querySelector('.jp-Dialog')"
+    page.wait_for_function(ready, timeout=START * 1000)
+    assert not (asked := page.evaluate(DIALOG)), f"JupyterLab asks: {asked}"
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     state = {}
 
     def over() -> bool:
         state.update(page.evaluate(STATE))
-        return state["errors"] or state["status"] in ("dead", "gone") or done()
-
-    def done() -> bool:
-        return state["status"] == "idle" and not state["waiting"]
+        return state["errors"] or state["died"] or state["done"]
 
     wait_until(over, RUN, f"{name} still runs", pause=0.5)
     assert state["errors"] == []
-    assert done(), f"the kernel is {state['status']}, not run: {state['waiting']}"
+    assert not state["died"], f"the kernel died, not run: {state['waiting']}"
     return state["explorers"]
 
 
@@ -265,7 +271,7 @@ def move_every_slider(page, position: int) -> int:
         control.focus()
         for key in keys(control):
             page.keyboard.press(key)
-        wait_until(lambda before=before: digest(image) != before, DRAW, f"cell {position}, control {i}: nothing moves")
+        wait_until(lambda before=before: digest(image) != before, DRAW, f"cell {position}: control {i} changes nothing")
     return controls.count()
 
 

@@ -1,54 +1,74 @@
-"""A check of an exercise says which of four things happened, and returns whether the answer was right."""
+"""A check of an exercise says which of four things happened, and its verdict is true only for a right answer."""
+
+from course_lib.check import Mistake, Verdict, exercise, expect
 
 import pytest
 
-from course_lib.check import Mistake, exercise, expect
-
 
 @exercise("Exercise 1")
-def counted(answer, total=10):
+def doubled(answer):
     """A check as the lessons write them."""
-    expect(answer > 0, "The number is not positive.", "Count the weights once more.")
-    expect(answer == total, "The biases are missing.", "A layer has one bias a row.")
+    expect(answer(3) > 0, "The number is not positive.", "Look at the sign.")
+    expect(answer(3) == 6, "That is not twice the number.", "Try it with 3.")
 
 
-@pytest.mark.parametrize("answer", [None, ...])
-def test_not_answered(answer, capsys):
-    assert counted(answer) is False
-    assert capsys.readouterr().out.startswith("Exercise 1: not answered yet.")
+def starter(x):
+    y = ...
+    return y
+
+
+@pytest.mark.parametrize("answer", [starter, lambda x: None])
+def test_not_answered(answer):
+    verdict = doubled(answer)
+    assert not verdict
+    assert repr(verdict) == "Exercise 1: not answered yet. Replace the ... above and run the cell again."
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (-1, "Exercise 1: not yet. The number is not positive.\n   Hint: Count the weights once more.\n"),
-        (9, "Exercise 1: not yet. The biases are missing.\n   Hint: A layer has one bias a row.\n"),
+        (lambda x: -x, "Exercise 1: not yet. The number is not positive.\n   Hint: Look at the sign."),
+        (lambda x: 0, "Exercise 1: not yet. The number is not positive.\n   Hint: Look at the sign."),
+        (lambda x: x, "Exercise 1: not yet. That is not twice the number.\n   Hint: Try it with 3."),
     ],
 )
-def test_first_mistake_is_named_with_its_hint(answer, said, capsys):
-    assert counted(answer) is False
-    assert capsys.readouterr().out == said
+def test_first_mistake_is_named_with_its_hint(answer, said):
+    verdict = doubled(answer)
+    assert not verdict
+    assert repr(verdict) == said
 
 
-def test_error_in_the_answer_is_reported(capsys):
-    assert counted("ten") is False
-    assert capsys.readouterr().out.startswith("Exercise 1: your code raised TypeError: '>' not supported")
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda x: x / 0, "ZeroDivisionError: division by zero"),
+        (lambda: 6, "TypeError: "),
+        (lambda x: "six", "TypeError: '>' not supported"),
+    ],
+)
+def test_error_in_the_answer_is_reported(answer, said):
+    verdict = doubled(answer)
+    assert not verdict
+    assert repr(verdict).startswith(f"Exercise 1: your code raised {said}")
 
 
-def test_right(capsys):
-    assert counted(10) is True
-    assert counted(12, 12) is True
-    assert capsys.readouterr().out == "Exercise 1: right.\n" * 2
+def test_right():
+    verdict = doubled(lambda x: 2 * x)
+    assert verdict
+    assert verdict == Verdict(True, "Exercise 1: right.")
+    assert repr(verdict) == "Exercise 1: right."
 
 
-def test_unanswered_is_not_zero(capsys):
-    assert counted(0) is False
-    assert "not positive" in capsys.readouterr().out
+def test_interruption_is_no_verdict():
+    def stopped(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        doubled(stopped)
 
 
 def test_check_keeps_the_name_and_the_text_of_its_function():
-    assert counted.__name__ == "counted"
-    assert counted.__doc__ == "A check as the lessons write them."
+    assert (doubled.__name__, doubled.__doc__) == ("doubled", "A check as the lessons write them.")
 
 
 def test_expect():

@@ -2,13 +2,13 @@
 
 import math
 
+from course_lib.claims import VERDICTS, Claim, Evidence, Interval, judge, paired_p
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
-
-from course_lib.claims import VERDICTS, Claim, Evidence, Interval, judge, paired_p
 
 NUMBERS = st.floats(-1e6, 1e6)
 SAMPLES = st.lists(NUMBERS, min_size=2, max_size=12)
@@ -46,7 +46,7 @@ def test_difference_is_paired(pairs):
 
 def test_pairing_removes_what_the_seeds_share():
     seeds = np.array([0.0, 10.0, 20.0, 30.0])
-    found = Interval.difference(seeds + [1.0, 1.1, 0.9, 1.0], seeds)
+    found = Interval.difference(seeds + np.array([1.0, 1.1, 0.9, 1.0]), seeds)
     assert found.low > 0.8
     assert Interval.mean(seeds).high - Interval.mean(seeds).low > 30
 

@@ -3,15 +3,15 @@
 from functools import partial
 from types import SimpleNamespace
 
+from course_lib.memory import PARTS
+from course_lib.memory.estimate import STATE_BYTES, predict
+from course_lib.memory.measure import count_step
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-
-from course_lib.memory import PARTS
-from course_lib.memory.estimate import STATE_BYTES, predict
-from course_lib.memory.measure import count_step
 
 ROWS, WIDTH, HIDDEN, LABELS = 5, 4, 8, 3
 PARAMETERS = WIDTH * HIDDEN + HIDDEN + HIDDEN * LABELS + LABELS
@@ -74,10 +74,10 @@ def test_counted_bytes_equal_a_count_by_hand():
 
 
 def test_activations_grow_with_the_batch():
-    small, large = batch(), batch()
-    large = {name: torch.cat([tensor] * 3) for name, tensor in small.items()}
-    once, thrice = (count_step(Small(), rows)["activations"] for rows in (small, large))
-    assert thrice - 4 == 3 * (once - 4)
+    once = batch()
+    thrice = {name: torch.cat([tensor] * 3) for name, tensor in once.items()}
+    small, large = (count_step(Small(), rows)["activations"] for rows in (once, thrice))
+    assert large - 4 == 3 * (small - 4)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Closed-form counts equal what the methods make trainable, on real architectures."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from course_lib import models
 from course_lib.methods import FAMILIES, METHODS
 from course_lib.methods.shapes import block, blocks, parameter_shapes
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("name", models.architectures())

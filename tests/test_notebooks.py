@@ -6,14 +6,14 @@ import itertools
 import json
 import re
 
+from course_lib.notebooks import METADATA, WIDGET_VIEW, execute, normalise, problems
+from course_lib.paths import NOTEBOOKS
+
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-from course_lib.notebooks import METADATA, WIDGET_VIEW, execute, normalise, problems
-from course_lib.paths import NOTEBOOKS
 
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
 # nbval compares less of a cell with one of these; each may also stand in the source as a comment, in capitals.

@@ -1,15 +1,34 @@
 """Checks of the exercises: each names the mistake it sees and gives a hint; none gives the answer away.
 
-A check is a function decorated with @exercise that takes the reader's answer and calls `expect` in the order in
+A check is a function decorated with @exercise that takes the reader's function and calls `expect` in the order in
 which a learner would want to hear of mistakes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says; true if the answer is right."""
+
+    right: bool
+    text: str
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 class Mistake(Exception):
     """What is wrong with an answer, and a hint."""
+
+
+class Unanswered(Exception):
+    """The `...` of the starter cell is still there."""
 
 
 def expect(condition: bool, mistake: str, hint: str) -> None:
@@ -18,25 +37,31 @@ def expect(condition: bool, mistake: str, hint: str) -> None:
         raise Mistake(f"{mistake}\n   Hint: {hint}")
 
 
-def exercise(title: str) -> Callable:
-    """Turn a function of expectations into a check that prints its verdict and returns whether it was right."""
+def _watched(answer: Callable) -> Callable:
+    def call(*arguments):
+        result = answer(*arguments)
+        if result is ... or result is None:
+            raise Unanswered
+        return result
 
-    def decorate(function: Callable) -> Callable:
-        @wraps(function)
-        def check(answer=None, *context) -> bool:
-            if answer is None or answer is Ellipsis:
-                print(f"{title}: not answered yet. Replace the ... in the cell above, run it, and check again.")
-                return False
+    return call
+
+
+def exercise(title: str) -> Callable[[Callable], Callable[[Callable], Verdict]]:
+    """Turn a function of expectations into a check that takes the reader's function and returns a Verdict."""
+
+    def decorate(expectations: Callable) -> Callable[[Callable], Verdict]:
+        @wraps(expectations)
+        def check(answer: Callable) -> Verdict:
             try:
-                function(answer, *context)
+                expectations(_watched(answer))
+            except Unanswered:
+                return Verdict(False, f"{title}: not answered yet. Replace the ... above and run the cell again.")
             except Mistake as mistake:
-                print(f"{title}: not yet. {mistake}")
-                return False
+                return Verdict(False, f"{title}: not yet. {mistake}")
             except Exception as error:
-                print(f"{title}: your code raised {type(error).__name__}: {error}")
-                return False
-            print(f"{title}: right.")
-            return True
+                return Verdict(False, f"{title}: your code raised {type(error).__name__}: {error}")
+            return Verdict(True, f"{title}: right.")
 
         return check
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-import torch
-
 from course_lib.check import exercise, expect
+
+import torch
 
 
 @exercise("Exercise 1")

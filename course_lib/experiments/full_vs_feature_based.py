@@ -10,16 +10,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from course_lib import models, tasks, training
+from course_lib.methods.shapes import block, blocks
+from course_lib.runs import Run, RunLog, select
+from course_lib.session import best_device
+
 import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-
-from course_lib import models, tasks, training
-from course_lib.methods.shapes import block, blocks
-from course_lib.runs import Run, RunLog, select
-from course_lib.session import best_device
 
 SEEDS = (0, 1, 2, 3, 4)
 EPOCHS = 3
@@ -40,10 +40,10 @@ class Approach:
 
 HEAD_ONLY = {"epochs": 80, "patience": 15, "schedule": "constant", "warmup": 0}
 APPROACHES = {
-    "linear": Approach("Linear head", "feature_based", (1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
-    "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3), head="mlp", cached=True, recipe=HEAD_ONLY),
+    "linear": Approach("Linear head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
+    "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2), head="mlp", cached=True, recipe=HEAD_ONLY),
     "last_1": Approach(
-        "Last layer", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 1}}
+        "Last layer", "last_layers", (1e-4, 3e-4, 1e-3, 3e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 1}}
     ),
     "last_3": Approach(
         "Last 3 layers", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 3}}
@@ -55,7 +55,7 @@ APPROACHES = {
         recipe={"epochs": EPOCHS, "gradual_unfreezing": True, "layer_decay": 1 / 2.6},
     ),
     "full": Approach("Full fine-tuning", "full", (3e-5, 1e-4, 3e-4)),
-    "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4), pretrained=False),
+    "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4, 1e-3), pretrained=False),
 }
 # Full fine-tuning from harmless to destructive; the tuning rates lie between.
 SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
@@ -171,27 +171,6 @@ def best_rate(log: RunLog, task: str, approach: str) -> float:
     return _best(runs).spec["learning_rate"]
 
 
-def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
-    """The recorded runs of an approach at its tuned rate, one a seed in the order of SEEDS.
-
-    Raises ValueError if the recording holds no complete set of seeds.
-    """
-    plain = [r for r in select(runs, task=task, approach=approach) if not EXTRA & set(r.spec)]
-    grid = [r for r in plain if r.spec["seed"] == 0 and r.spec["learning_rate"] in APPROACHES[approach].rates]
-    rate = _best(grid).spec["learning_rate"] if grid else None
-    chosen = sorted(select(plain, learning_rate=rate), key=lambda run: run.spec["seed"])
-    if [run.spec["seed"] for run in chosen] != list(SEEDS):
-        raise ValueError(
-            f"{approach!r} on {task!r} is not recorded with all seeds. Run: course record full_vs_feature_based"
-        )
-    return chosen
-
-
-def _best(runs: list[Run]) -> Run:
-    """The run with the best validation accuracy; the smaller learning rate in a tie."""
-    return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
-
-
 def compare(log: RunLog, task: str) -> None:
     """Every approach on a task: its rate tuned, then every seed."""
     for approach in APPROACHES:
@@ -216,7 +195,7 @@ def sweep(log: RunLog) -> None:
 
 
 def timing(log: RunLog, task: str) -> None:
-    """The speed of every approach, for an otherwise idle machine; the frozen encoder with and without cached vectors."""
+    """The speed of every approach, on an otherwise idle machine; the frozen encoder with cached vectors and without."""
     for approach in APPROACHES:
         spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach), "seed": 0}
         _vectors.clear()
@@ -234,20 +213,6 @@ def study(log: RunLog) -> None:
     sweep(log)
     for task in ("reviews", "docs_topic"):
         timing(log, task)
-
-
-def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> float:
-    """Training time of an approach at its tuned rate, from the timing runs: encoding, where vectors are cached, and
-    all passes over the training data; evaluation left out. Raises ValueError if it was not timed."""
-    timed = [
-        r for r in select(runs, task=task, approach=approach, timing=True) if r.spec.get("uncached", False) == uncached
-    ]
-    if not timed:
-        raise ValueError(f"{approach!r} on {task!r} was not timed. Run: course record full_vs_feature_based")
-    if APPROACHES[approach].cached and not uncached:
-        return timed[0].seconds + timed[0].extra["encode_seconds"]
-    full = tuned(runs, task, "full")[0]
-    return full.seconds * full.tokens_per_second / timed[0].tokens_per_second
 
 
 def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
@@ -271,24 +236,15 @@ def _best(runs: list[Run]) -> Run:
     return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
 
 
-def study(log: RunLog) -> None:
-    """The whole study; what is in the log already is not run again."""
-    rates = {}
-    for task in ("reviews", "docs_topic"):
-        for approach in ("linear", "full", "random", "mlp", "last_3", "gradual", "last_1"):
-            rates[task, approach] = best_rate(log, task, approach)
-            spec = {"task": task, "approach": approach, "learning_rate": rates[task, approach]}
-            for seed in SEEDS:
-                log.run(spec | {"seed": seed}, train)
-        log.run(
-            {"task": task, "approach": "linear", "learning_rate": rates[task, "linear"], "seed": 0, "uncached": True},
-            train,
-        )
-    for task in ("reviews", "docs_topic"):
-        for n_train in (n for n in CURVE if n < len(tasks.load(task).train)):
-            for approach in ("linear", "full"):
-                spec = {"task": task, "approach": approach, "learning_rate": rates[task, approach], "n_train": n_train}
-                for seed in SEEDS:
-                    log.run(spec | {"seed": seed}, train)
-    for rate in SWEEP:
-        log.run({"task": "reviews", "approach": "full", "learning_rate": rate, "seed": 0}, train)
+def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> float:
+    """Training time of an approach at its tuned rate, from the timing runs: encoding, where vectors are cached, and
+    all passes over the training data; evaluation left out. Raises ValueError if it was not timed."""
+    timed = [
+        r for r in select(runs, task=task, approach=approach, timing=True) if r.spec.get("uncached", False) == uncached
+    ]
+    if not timed:
+        raise ValueError(f"{approach!r} on {task!r} was not timed. Run: course record full_vs_feature_based")
+    if APPROACHES[approach].cached and not uncached:
+        return timed[0].seconds + timed[0].extra["encode_seconds"]
+    full = tuned(runs, task, "full")[0]
+    return full.seconds * full.tokens_per_second / timed[0].tokens_per_second

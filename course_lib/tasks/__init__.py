@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 
-import numpy as np
-
 from course_lib.errors import unknown
+
+import numpy as np
 
 TASKS = ("reviews", "docs_topic")
 

