@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 PRECISIONS = ("auto", "fp32", "bf16")
 # The name in `fit` → transformers' name, and what TrainingArguments pass on to it.
 OPTIMIZERS = {
-    "adamw": ("adamw_torch", None),
+    "adamw": ("adamw_torch_fused", None),
     "sgd": ("sgd", None),
     "sgd_momentum": ("sgd", "momentum=0.9"),
     "rmsprop": ("rmsprop", None),

@@ -37,7 +37,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-START, RUN, DRAW = 120, 300, 60  # seconds that the server, all cells and one figure may take
+START, CELL, DRAW = 120, 300, 60  # seconds that the server, one cell and one figure may take on a busy machine
 
 
 def stand_in() -> nbformat.NotebookNode:
@@ -239,16 +239,20 @@ def open_and_run(page, url: str, name: str) -> list[int]:
     page.wait_for_function(ready, timeout=START * 1000)
     assert not (asked := page.evaluate(DIALOG)), f"JupyterLab asks: {asked}"
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    state = {}
-
-    def over() -> bool:
-        state.update(page.evaluate(STATE))
-        return state["errors"] or state["died"] or state["done"]
-
-    wait_until(over, RUN, f"{name} still runs", pause=0.5)
+    state = page.evaluate(STATE)
+    while not (state["errors"] or state["died"] or state["done"]):
+        left = state["waiting"]
+        state = wait_until(lambda left=left: moved_on(page, left), CELL, f"{name} stands still at {left[:1]}")
     assert state["errors"] == []
     assert not state["died"], f"the kernel died, not run: {state['waiting']}"
     return state["explorers"]
+
+
+def moved_on(page, left: list[str]) -> dict | None:
+    """The notebook's state once it is over, or once fewer cells are left to run."""
+    state = page.evaluate(STATE)
+    over = state["errors"] or state["died"] or state["done"]
+    return state if over or len(state["waiting"]) < len(left) else None
 
 
 def digest(image) -> str:

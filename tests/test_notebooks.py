@@ -128,7 +128,7 @@ def test_lesson_is_a_valid_notebook(file):
 
 
 def test_lesson_is_clean(lesson):
-    assert problems(lesson) == []
+    assert not (found := problems(lesson)), "\n".join(found)
 
 
 def test_lesson_is_as_execute_leaves_it(lesson):
@@ -142,19 +142,19 @@ def test_lesson_is_set_up_once_and_first(lesson):
 
 
 def test_lesson_asserts_what_is_not_compared(lesson):
-    assert unproven(lesson) == []
+    assert not (found := unproven(lesson)), "\n".join(found)
 
 
 def test_lesson_hides_its_solutions(lesson):
-    assert open_solutions(lesson) == []
+    assert not (found := open_solutions(lesson)), "\n".join(found)
 
 
 def test_lesson_says_every_image_in_words(lesson):
-    assert wordless(lesson) == []
+    assert not (found := wordless(lesson)), "\n".join(found)
 
 
 def test_lesson_has_its_parts(lesson):
-    assert missing_parts(lesson) == []
+    assert not (found := missing_parts(lesson)), "\n".join(found)
 
 
 # The rules themselves, on notebooks small enough to see.
