@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -185,7 +186,8 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     history = trainer.state.log_history
     predictions = _predict(model, splits["test"], tokenizer)
     # As many training rows as there are for validation tell how much was learned by heart.
-    seen = splits["train"][: len(splits["validation"])]
+    rows = splits["train"]
+    seen = random.Random(0).sample(rows, min(len(rows), len(splits["validation"])))
     return Run(
         spec={"task": task.name, "method": method, "learning_rate": recipe.learning_rate, "seed": recipe.seed},
         accuracy=task.metric(predictions, task.test.labels),

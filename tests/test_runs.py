@@ -154,6 +154,17 @@ def test_failed_write_leaves_the_file_as_it_was(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_log_is_replaced_whole(tmp_path):
+    file, train = tmp_path / "cpu.json", Trainer()
+    log = RunLog(file)
+    log.run({"seed": 0}, train)
+    before = file.read_text()
+    with file.open() as reader:
+        log.run({"seed": 1}, train)
+        assert reader.read() == before
+    assert len(read(file)) == 2
+
+
 def test_half_written_draft_is_not_read(tmp_path):
     file, train = tmp_path / "study" / "cpu.json", Trainer()
     RunLog(file).run({"seed": 0}, train)

@@ -7,8 +7,10 @@ then runs with every seed. Nothing is chosen on the test split.
 
 import random
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from course_lib import models, tasks, training
 from course_lib.methods.shapes import block, blocks
@@ -20,14 +22,17 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 SEEDS = (0, 1, 2, 3, 4)
-EPOCHS = 3
+# Passes over the training data of everything that trains the encoder: about 285 updates on either task.
+EPOCHS = {"reviews": 3, "docs_topic": 9}
 
 
 @dataclass(frozen=True)
 class Approach:
-    """One answer to the question: a method, its head, and the learning rates that it may choose from."""
+    """One answer to the question: a method, its head, the learning rates that it may choose from, and what else
+    differs from the common recipe."""
 
     title: str
     method: str
@@ -35,55 +40,65 @@ class Approach:
     head: str = "linear"
     cached: bool = False
     pretrained: bool = True
-    recipe: dict = field(default_factory=lambda: {"epochs": EPOCHS})
+    recipe: dict = field(default_factory=dict)
 
 
 HEAD_ONLY = {"epochs": 80, "patience": 15, "schedule": "constant", "warmup": 0}
 APPROACHES = {
     "linear": Approach("Linear head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
     "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2), head="mlp", cached=True, recipe=HEAD_ONLY),
-    "last_1": Approach(
-        "Last layer", "last_layers", (1e-4, 3e-4, 1e-3, 3e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 1}}
-    ),
-    "last_3": Approach(
-        "Last 3 layers", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"epochs": EPOCHS, "hparams": {"num_layers": 3}}
-    ),
+    "last_1": Approach("Last layer", "last_layers", (1e-4, 3e-4, 1e-3, 3e-3), recipe={"hparams": {"num_layers": 1}}),
+    "last_3": Approach("Last 3 layers", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"hparams": {"num_layers": 3}}),
     "gradual": Approach(
         "Gradual unfreezing",
         "full",
         (3e-4, 1e-3, 3e-3),
-        recipe={"epochs": EPOCHS, "gradual_unfreezing": True, "layer_decay": 1 / 2.6},
+        recipe={"gradual_unfreezing": True, "layer_decay": 1 / 2.6},
     ),
     "full": Approach("Full fine-tuning", "full", (3e-5, 1e-4, 3e-4)),
     "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4, 1e-3), pretrained=False),
 }
 # Full fine-tuning from harmless to destructive; the tuning rates lie between.
 SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
-# Size of the training set → passes over it, so that even 32 examples make enough steps.
-CURVE = {32: 20, 128: 10, 512: 6}
+# Size of the training set → passes over it, more of them where a pass has few updates.
+CURVE = {32: 48, 128: 24, 512: 9}
 # Passes over the data cost the same each time: this many examples tell the speed.
 TIMED = 320
 # What a spec of the comparison itself does not have.
-EXTRA = {"n_train", "timing", "uncached"}
+PARTS = {"n_train", "timing", "uncached"}
+REPEATS = 3
+
+
+def make_spec(task: str, approach: str, learning_rate: float, seed: int = 0, **part) -> dict:
+    """What a run is asked for, its recipe included: another recipe is another run.
+
+    part: n_train (a smaller training set), timing (the number of a timing run), uncached (run the frozen encoder
+    anew for every batch).
+    """
+    chosen = APPROACHES[approach]
+    recipe = {"epochs": EPOCHS[task]} | chosen.recipe
+    if part.get("uncached"):
+        recipe = {"epochs": EPOCHS[task]}
+    if "n_train" in part and not chosen.cached:
+        recipe |= {"epochs": CURVE[part["n_train"]], "patience": CURVE[part["n_train"]] // 3}
+    if "timing" in part and not (chosen.cached and not part.get("uncached")):
+        recipe |= {"epochs": 1}
+    return {"task": task, "approach": approach, "learning_rate": learning_rate, "seed": seed, "recipe": recipe, **part}
 
 
 def train(spec: dict, folder: Path | None = None) -> Run:
-    """The run that `spec` asks for: task, approach, learning_rate, seed; with n_train a smaller training set; with
-    timing=True one pass over TIMED reviews, and with uncached=True a frozen encoder that runs anew for every batch.
+    """The run that `spec` (see `make_spec`) asks for. folder: see `training.fit`.
 
-    folder: see `training.fit`. The Run's `extra` has, where it applies: encode_seconds (of the vectors that heads
-    share), drift (see `drift`), typos (accuracy on the test split with typos), old_skill (see `old_skill`).
+    The Run's `extra` has, where it applies: encode_seconds (of the training texts, once for all heads), logistic
+    (see `logistic_accuracy`), drift (see `drift`), typos (accuracy on the test split with typos), old_skill.
     """
     approach, task, seed = APPROACHES[spec["approach"]], tasks.load(spec["task"]), spec["seed"]
     cached = approach.cached and not spec.get("uncached")
-    recipe = dict(approach.recipe)
     if "n_train" in spec:
         # A reader with little training data has little validation data too.
-        task = task.smaller(train=spec["n_train"], validation=100, seed=seed)
-        recipe |= {} if cached else {"epochs": CURVE[spec["n_train"]], "patience": 4}
-    if spec.get("timing") and not cached:
+        task = task.smaller(train=spec["n_train"], validation=min(spec["n_train"], 100), seed=seed)
+    if "timing" in spec and not cached:
         task = task.smaller(train=TIMED, validation=32, test=32)
-        recipe |= {"epochs": 1, "patience": None}
     model, tokenizer = models.classifier(
         len(task.labels), head=approach.head, pretrained=approach.pretrained, seed=seed
     )
@@ -94,15 +109,17 @@ def train(spec: dict, folder: Path | None = None) -> Run:
         features, extra["encode_seconds"] = _features(model, tokenizer, task)
     run = training.fit(
         model, tokenizer, task, approach.method, features=features, folder=folder,
-        learning_rate=spec["learning_rate"], seed=seed, **recipe,
+        learning_rate=spec["learning_rate"], seed=seed, **spec["recipe"],
     )  # fmt: skip
     if approach.method != "feature_based":
         extra["drift"] = drift(before, model.encoder)
-    if spec["approach"] in ("linear", "full") and not EXTRA & set(spec):
+    if spec["approach"] in ("linear", "full") and not PARTS & set(spec):
         noisy = [with_typos(text, random.Random(f"{seed} {i}")) for i, text in enumerate(task.test.texts)]
         extra["typos"] = task.metric(models.predict(model, tokenizer, noisy), task.test.labels)
         if task.name == "reviews" and seed == 0:
             extra["old_skill"] = old_skill(model, tokenizer)
+        if features is not None and seed == 0:
+            extra["logistic"] = logistic_accuracy(task, features)
     run.spec, run.extra = spec, extra
     return run
 
@@ -111,13 +128,14 @@ _vectors: dict[tuple, tuple[dict[str, torch.Tensor], float]] = {}
 
 
 def _features(model, tokenizer, task) -> tuple[dict[str, torch.Tensor], float]:
-    """The frozen encoder's vectors of the task and the seconds they took; kept for the next head."""
+    """The frozen encoder's vectors of the task, kept for the next head, and the seconds for the training texts."""
     key = (task.name, task.train.texts, len(task.validation))
     if key not in _vectors:
         _vectors.clear()
         started = time.perf_counter()
-        vectors = training.features(model, tokenizer, task)
-        _vectors[key] = vectors, time.perf_counter() - started
+        models.embed(model, tokenizer, task.train.texts)
+        seconds = time.perf_counter() - started
+        _vectors[key] = training.features(model, tokenizer, task), seconds
     return _vectors[key]
 
 
@@ -150,58 +168,67 @@ def with_typos(text: str, rng: random.Random, share: float = 0.15) -> str:
     return " ".join(words)
 
 
-def tfidf_accuracy(task: tasks.Task, inverse_penalties=(0.3, 1, 3, 10, 30)) -> float:
-    """The control without pre-training: words, word pairs, logistic regression; penalty tuned on validation."""
+# Inverse penalties that the two logistic regressions choose from, on validation.
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
-    def fitted(c):
-        steps = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=c, max_iter=2000)
-        return make_pipeline(*steps).fit(task.train.texts, task.train.labels)
 
-    candidates = [fitted(c) for c in inverse_penalties]
-    best = max(candidates, key=lambda model: model.score(task.validation.texts, task.validation.labels))
-    return float(best.score(task.test.texts, task.test.labels))
+def tfidf_accuracy(task: tasks.Task) -> float:
+    """The control without pre-training: counts of words and word pairs, logistic regression; on the test split."""
+    texts = {name: getattr(task, name).texts for name in ("train", "validation", "test")}
+    return _logistic(lambda: TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), task, texts)
+
+
+def logistic_accuracy(task: tasks.Task, features: dict[str, torch.Tensor]) -> float:
+    """The same classifier on standardised frozen vectors: a linear head trained to the end; on the test split."""
+    return _logistic(StandardScaler, task, {name: vectors.numpy() for name, vectors in features.items()})
+
+
+def _logistic(first: Callable, task: tasks.Task, inputs: dict) -> float:
+    fits = [make_pipeline(first(), LogisticRegression(C=c, max_iter=2000)) for c in PENALTIES]
+    for fitted in fits:
+        fitted.fit(inputs["train"], task.train.labels)
+    best = max(fits, key=lambda fitted: fitted.score(inputs["validation"], task.validation.labels))
+    return float(best.score(inputs["test"], task.test.labels))
 
 
 def best_rate(log: RunLog, task: str, approach: str) -> float:
     """The rate of the approach's grid with the best validation accuracy (seed 0; the smaller one in a tie)."""
-    runs = [
-        log.run({"task": task, "approach": approach, "learning_rate": rate, "seed": 0}, train)
-        for rate in APPROACHES[approach].rates
-    ]
-    return _best(runs).spec["learning_rate"]
+    rates = APPROACHES[approach].rates
+    return _best([log.run(make_spec(task, approach, rate), train) for rate in rates]).spec["learning_rate"]
 
 
-def compare(log: RunLog, task: str) -> None:
+def compare(log: RunLog, task: str, approaches: Iterable[str] = APPROACHES) -> None:
     """Every approach on a task: its rate tuned, then every seed."""
-    for approach in APPROACHES:
-        spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach)}
+    for approach in approaches:
+        rate = best_rate(log, task, approach)
         for seed in SEEDS:
-            log.run(spec | {"seed": seed}, train)
+            log.run(make_spec(task, approach, rate, seed), train)
 
 
 def curves(log: RunLog, task: str) -> None:
     """Heads against full fine-tuning on smaller training sets, a different one for each seed."""
     for n_train in (n for n in CURVE if n < len(tasks.load(task).train)):
         for approach in ("linear", "full"):
-            spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach)}
+            rate = best_rate(log, task, approach)
             for seed in SEEDS:
-                log.run(spec | {"n_train": n_train, "seed": seed}, train)
+                log.run(make_spec(task, approach, rate, seed, n_train=n_train), train)
 
 
 def sweep(log: RunLog) -> None:
     """Full fine-tuning on reviews at rates from harmless to destructive."""
     for rate in SWEEP:
-        log.run({"task": "reviews", "approach": "full", "learning_rate": rate, "seed": 0}, train)
+        log.run(make_spec("reviews", "full", rate), train)
 
 
 def timing(log: RunLog, task: str) -> None:
     """The speed of every approach, on an otherwise idle machine; the frozen encoder with cached vectors and without."""
     for approach in APPROACHES:
-        spec = {"task": task, "approach": approach, "learning_rate": best_rate(log, task, approach), "seed": 0}
-        _vectors.clear()
-        log.run(spec | {"timing": True}, train)
-        if approach == "linear":
-            log.run(spec | {"timing": True, "uncached": True}, train)
+        rate = best_rate(log, task, approach)
+        for repeat in range(REPEATS):
+            _vectors.clear()
+            log.run(make_spec(task, approach, rate, timing=repeat), train)
+            if approach == "linear":
+                log.run(make_spec(task, approach, rate, timing=repeat, uncached=True), train)
 
 
 def study(log: RunLog) -> None:
@@ -220,7 +247,7 @@ def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
 
     Raises ValueError if the recording holds no complete set of seeds.
     """
-    plain = [r for r in select(runs, task=task, approach=approach) if not EXTRA & set(r.spec)]
+    plain = [r for r in select(runs, task=task, approach=approach) if not PARTS & set(r.spec)]
     grid = [r for r in plain if r.spec["seed"] == 0 and r.spec["learning_rate"] in APPROACHES[approach].rates]
     rate = _best(grid).spec["learning_rate"] if grid else None
     chosen = sorted(select(plain, learning_rate=rate), key=lambda run: run.spec["seed"])
@@ -236,15 +263,18 @@ def _best(runs: list[Run]) -> Run:
     return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
 
 
-def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> float:
-    """Training time of an approach at its tuned rate, from the timing runs: encoding, where vectors are cached, and
-    all passes over the training data; evaluation left out. Raises ValueError if it was not timed."""
-    timed = [
-        r for r in select(runs, task=task, approach=approach, timing=True) if r.spec.get("uncached", False) == uncached
-    ]
+def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> dict[str, float]:
+    """Training seconds of an approach at its tuned rate, the median of the timing runs: "once" (encoding the training
+    texts for all heads; 0 where the encoder trains) and "each" (a run: all passes over the training data).
+
+    Evaluation is left out. Raises ValueError if the approach was not timed.
+    """
+    timed = [r for r in select(runs, task=task, approach=approach) if "timing" in r.spec]
+    timed = [r for r in timed if r.spec.get("uncached", False) == uncached]
     if not timed:
         raise ValueError(f"{approach!r} on {task!r} was not timed. Run: course record full_vs_feature_based")
     if APPROACHES[approach].cached and not uncached:
-        return timed[0].seconds + timed[0].extra["encode_seconds"]
+        once = median(r.extra["encode_seconds"] for r in timed)
+        return {"once": once, "each": median(r.seconds for r in timed)}
     full = tuned(runs, task, "full")[0]
-    return full.seconds * full.tokens_per_second / timed[0].tokens_per_second
+    return {"once": 0.0, "each": full.seconds * full.tokens_per_second / median(r.tokens_per_second for r in timed)}
