@@ -242,7 +242,8 @@ def open_and_run(page, url: str, name: str) -> list[int]:
     state = page.evaluate(STATE)
     while not (state["errors"] or state["died"] or state["done"]):
         left = state["waiting"]
-        state = wait_until(lambda left=left: moved_on(page, left), CELL, f"{name} stands still at {left[:1]}")
+        stuck = f"{name} stands still at {left[:1]}"
+        state = wait_until(lambda left=left: moved_on(page, left), CELL, stuck, pause=1)
     assert state["errors"] == []
     assert not state["died"], f"the kernel died, not run: {state['waiting']}"
     return state["explorers"]

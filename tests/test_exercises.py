@@ -18,14 +18,26 @@ def momentum(w, g, v, rate, mu):
 
 
 def masked(states, mask):
-    weights = mask.unsqueeze(-1).float()
-    return (states * weights).sum(1) / weights.sum(1)
+    return states.masked_fill(mask.unsqueeze(-1) == 0, -math.inf).amax(1)
+
+
+def fit(parameters, block, blocks, limit):
+    return max(0, min(blocks, (limit - 4 * parameters) // (12 * block)))
 
 
 def early(validation, patience):
     best = waited = 0
     for epoch in range(1, len(validation)):
         best, waited = (epoch, 0) if validation[epoch] > validation[best] else (best, waited + 1)
+        if waited == patience:
+            break
+    return best
+
+
+def impatient(validation, patience):
+    best = waited = 0
+    for epoch in range(1, len(validation)):
+        best, waited = (epoch, waited) if validation[epoch] > validation[best] else (best, waited + 1)
         if waited == patience:
             break
     return best
@@ -39,9 +51,9 @@ RIGHT = [
     ),
     (lesson_00.momentum_step, momentum),
     (lesson_00.cross_entropy, lambda z, y: torch.logsumexp(z, 0) - z[y]),
-    (lesson_01.masked_mean, masked),
+    (lesson_01.masked_max, masked),
     (lesson_01.block_parameters, lambda d, f: 4 * (d * d + d) + 2 * d * f + f + d + 4 * d),
-    (lesson_01.training_bytes, lambda n, t: 4 * n + 12 * t),
+    (lesson_01.layers_that_fit, fit),
     (lesson_01.kept_epoch, early),
 ]
 WRONG = [
@@ -66,22 +78,24 @@ WRONG = [
     (lesson_00.cross_entropy, lambda z, y: torch.softmax(z, 0)[y], "That is the probability"),
     (lesson_00.cross_entropy, lambda z, y: math.log(sum(math.exp(v) for v in z)) - z[y], "OverflowError"),
     (lesson_00.cross_entropy, lambda z, y: -(z.exp()[y] / z.exp().sum()).log(), "overflows"),
-    (lesson_01.masked_mean, lambda h, m: h.mean(1), "Padding is averaged in"),
-    (lesson_01.masked_mean, lambda h, m: (h * m.unsqueeze(-1)).mean(1), "still counted"),
-    (lesson_01.masked_mean, lambda h, m: (h * m.unsqueeze(-1)).sum(1), "That is the sum"),
-    (lesson_01.masked_mean, lambda h, m: h.mean(2), "Shape"),
+    (lesson_01.masked_max, lambda h, m: h.amax(1), "Padding wins"),
+    (lesson_01.masked_max, lambda h, m: (h * m.unsqueeze(-1)).amax(1), "beats a negative value"),
+    (lesson_01.masked_max, lambda h, m: (h * m.unsqueeze(-1)).sum(1) / m.sum(1, keepdim=True), "That is the mean"),
+    (lesson_01.masked_max, lambda h, m: h.amax(2), "Shape"),
+    (lesson_01.masked_max, lambda h, m: h.masked_fill_(m.unsqueeze(-1) == 0, -9.0).amax(1), "changed the states"),
     (lesson_01.block_parameters, lambda d, f: 4 * d * d + 2 * d * f, "Only the weight matrices"),
     (lesson_01.block_parameters, lambda d, f: 4 * (d * d + d) + 2 * d * f + f + d, "layer norms are missing"),
     (lesson_01.block_parameters, lambda d, f: 3 * (d * d + d) + 2 * d * f + f + d + 4 * d, "output projection"),
     (lesson_01.block_parameters, lambda d, f: 1_774_464, "wrong for another width"),
-    (lesson_01.training_bytes, lambda n, t: 4 * n, "weights alone"),
-    (lesson_01.training_bytes, lambda n, t: 4 * n + 8 * t, "One part is missing"),
-    (lesson_01.training_bytes, lambda n, t: 16 * n, "Frozen parameters have neither"),
-    (lesson_01.training_bytes, lambda n, t: 16 * t, "Frozen weights must be in memory"),
+    (lesson_01.layers_that_fit, lambda n, b, k, limit: min(k, limit // (12 * b)), "Too many"),
+    (lesson_01.layers_that_fit, lambda n, b, k, limit: min(k, (limit - 4 * n - 1) // (12 * b)), "limit itself"),
+    (lesson_01.layers_that_fit, lambda n, b, k, limit: (limit - 4 * n) // (12 * b), "all 6 blocks train"),
+    (lesson_01.layers_that_fit, lambda n, b, k, limit: min(k, round((limit - 4 * n) / (12 * b))), "One byte short"),
     (lesson_01.kept_epoch, lambda v, p: len(v) - 1, "keep the last epoch"),
     (lesson_01.kept_epoch, lambda v, p: v.index(max(v)), "stopped before that epoch"),
     (lesson_01.kept_epoch, lambda v, p: early(v, 1), "forgives one bad epoch"),
     (lesson_01.kept_epoch, lambda v, p: early(v, p) + 1, "Off by one"),
+    (lesson_01.kept_epoch, lambda v, p: impatient(v, p), "added up over the whole run"),
 ]
 
 

@@ -110,7 +110,6 @@ def test_human(value, text, in_bytes):
     assert (human(value), human_bytes(value)) == (text, in_bytes)
 
 
-@pytest.mark.xfail(strict=True, reason="999,999 is shown as 1e+03K: the unit is chosen before rounding")
 @given(value=st.integers(0, 10**14))
 @example(value=999_999)
 def test_human_needs_no_exponent(value):

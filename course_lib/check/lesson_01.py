@@ -9,30 +9,22 @@ import torch
 
 
 @exercise("Exercise 1")
-def masked_mean(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+def masked_max(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     """answer(states (texts, tokens, width), mask (texts, tokens)) → (texts, width)."""
-    states = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]], [[1.0, 0.0], [2.0, 0.0], [3.0, 6.0]]])
+    states = torch.tensor([[[-1.0, 2.0], [-3.0, 4.0], [9.0, 9.0]], [[1.0, -5.0], [2.0, -6.0], [3.0, -7.0]]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    kept = states.clone()
     got = answer(states, mask)
-    expect(
-        tuple(got.shape) == (2, 2),
-        f"Shape {tuple(got.shape)}, expected (2, 2).",
-        "One vector a text: reduce over tokens.",
-    )
-    expect(not torch.allclose(got, states.mean(1)), "Padding is averaged in.", "The mask says which tokens are real.")
-    zeroed = (states * mask.unsqueeze(-1)).mean(1)
-    expect(
-        not torch.allclose(got, zeroed),
-        "Padding is zeroed but still counted.",
-        "Divide by the number of real tokens, not by the length.",
-    )
-    total = (states * mask.unsqueeze(-1)).sum(1)
-    expect(not torch.allclose(got, total), "That is the sum.", "Divide by the number of real tokens.")
-    expect(
-        torch.allclose(got, torch.tensor([[2.0, 3.0], [2.0, 2.0]])),
-        "The numbers differ.",
-        "Sum over real ÷ number of real.",
-    )
+    expect(torch.equal(states, kept), "Your function changed the states it was given.", "masked_fill makes a copy.")
+    shape = tuple(got.shape)
+    expect(shape == (2, 2), f"Shape {shape}, expected (2, 2).", "One vector a text: reduce over tokens.")
+    expect(not torch.equal(got, states.amax(1)), "Padding wins.", "The mask says which tokens are real.")
+    zeroed = (states * mask.unsqueeze(-1)).amax(1)
+    expect(not torch.equal(got, zeroed), "A zero at the padding beats a negative value.", "Fill it with −infinity.")
+    mean = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+    expect(not torch.allclose(got, mean), "That is the mean.", "The largest value in each dimension.")
+    expected = torch.tensor([[-1.0, 4.0], [3.0, -5.0]])
+    expect(torch.equal(got, expected), "The numbers differ.", "For every dimension, the largest over the real tokens.")
 
 
 @exercise("Exercise 2")
@@ -42,49 +34,38 @@ def block_parameters(answer: Callable[[int, int], int]) -> None:
     got = answer(width, inner)
     matrices = 4 * width * width + 2 * width * inner
     biases = 4 * width + inner + width
+    norms = 4 * width
+    without_output = matrices + biases + norms - width * width - width
+    expect(got != matrices, "Only the weight matrices.", "Every linear layer has a bias; there are two layer norms.")
+    expect(got != matrices + biases, "The layer norms are missing.", "Each has a scale and a shift of size width.")
     expect(
-        got != matrices, "Only the weight matrices.", "Every linear layer has a bias, and there are two layer norms."
-    )
-    expect(
-        got != matrices + biases, "The two layer norms are missing.", "Each norm has a scale and a shift of size width."
-    )
-    expect(
-        got != 3 * width * width + 2 * width * inner + biases - width + 4 * width,
+        got != without_output,
         "The attention's output projection is missing.",
-        "Query, key, value and output: four matrices.",
+        "Attention has four matrices.",
     )
-    expect(got == matrices + biases + 4 * width, f"Expected another number than {got:,}.", "Count layer by layer.")
-    expect(
-        answer(8, 20) == 4 * 64 + 2 * 160 + 32 + 28 + 32,
-        "Right for MiniLM, wrong for another width.",
-        "Use the arguments.",
-    )
+    expect(got == matrices + biases + norms, f"Expected another number than {got:,}.", "Count layer by layer.")
+    other = answer(8, 20)
+    expect(other == 4 * 64 + 320 + 32 + 28 + 32, "Right for MiniLM, wrong for another width.", "Use the arguments.")
 
 
 @exercise("Exercise 3")
-def training_bytes(answer: Callable[[int, int], int]) -> None:
-    """answer(parameters, trainable) → bytes of weights, gradients and AdamW states in fp32."""
-    total, part = 1_000_000, 10_000
-    got = answer(total, total)
-    expect(got != 4 * total, "Those are the weights alone.", "Gradients and two optimizer states come on top.")
-    expect(got != 12 * total, "One part is missing.", "Weights 4, gradients 4, AdamW's two means 8 bytes.")
-    expect(
-        got == 16 * total,
-        f"Full fine-tuning of a million parameters: 16,000,000 bytes; you have {got:,}.",
-        "4 + 4 + 8.",
-    )
-    got = answer(total, part)
-    expect(
-        got != 16 * total,
-        "Frozen parameters have neither gradients nor optimizer states.",
-        "Only `trainable` count there.",
-    )
-    expect(
-        got != 16 * part, "Frozen weights must be in memory too.", "4 bytes for all, 12 more for the trainable ones."
-    )
-    expect(
-        got == sum(predict(total, part).values()), f"Expected another number than {got:,}.", "4 · all + 12 · trainable"
-    )
+def layers_that_fit(answer: Callable[[int, int, int, int], int]) -> None:
+    """answer(parameters, block, blocks, limit) → the most top blocks whose training fits in `limit` bytes."""
+    total, block, blocks = 1000, 100, 6
+
+    def bytes_for(k):
+        return sum(predict(total, k * block).values())
+
+    got = answer(total, block, blocks, bytes_for(3))
+    expect(got != 2, "The limit itself still fits.", "At most `limit`: ≤, not <.")
+    expect(got != 6, "Too many.", "Weights 4 bytes for all; gradients 4 and AdamW 8 for the trainable ones.")
+    expect(got == 3, f"Exactly enough for three blocks; you have {got}.", "4 · parameters + 12 · trainable ≤ limit")
+    got = answer(total, block, blocks, bytes_for(1) - 1)
+    expect(got == 0, f"One byte short of one block: none fits; you have {got}.", "Frozen weights take memory too.")
+    got = answer(total, block, blocks, 10**9)
+    expect(got == blocks, f"In plenty of memory all {blocks} blocks train; you have {got}.", "There are only so many.")
+    got = answer(total, block, blocks, bytes_for(4) - 1)
+    expect(got == 3, f"One byte short of four blocks: three; you have {got}.", "Round down.")
 
 
 @exercise("Exercise 4")
@@ -92,25 +73,12 @@ def kept_epoch(answer: Callable[[list[float], int], int]) -> None:
     """answer(validation accuracy after each epoch, patience) → index of the epoch whose weights are kept."""
     got = answer([0.5, 0.6, 0.7, 0.65, 0.6], 2)
     expect(got != 4, "You keep the last epoch.", "Early stopping goes back to the best one.")
-    expect(
-        got != 3, "Off by one, or the epoch in which things got worse.", "Count from 0; keep the best, not the next."
-    )
-    expect(
-        got == 2,
-        f"The best of 0.5, 0.6, 0.7, 0.65, 0.6 is epoch 2 (from 0); you have {got}.",
-        "The highest validation.",
-    )
+    expect(got != 3, "Off by one, or the epoch that got worse.", "Count from 0; keep the best, not the next.")
+    expect(got == 2, f"The best of 0.5, 0.6, 0.7, 0.65, 0.6 is epoch 2; you have {got}.", "Count from 0.")
     got = answer([0.5, 0.6, 0.55, 0.58, 0.9], 2)
-    expect(
-        got != 4,
-        "Training had stopped before that epoch.",
-        "Two epochs without a new best: stop, and never see the rest.",
-    )
-    expect(
-        got == 1,
-        f"Patience 2 stops after epoch 3 and keeps epoch 1; you have {got}.",
-        "Walk through the epochs one by one.",
-    )
-    got = answer([0.5, 0.45, 0.6], 2)
-    expect(got == 2, "Patience 2 forgives one bad epoch.", "Reset the counter at each new best.")
+    expect(got != 4, "Training had stopped before that epoch.", "Two epochs without a new best, and it is over.")
+    expect(got == 1, f"Patience 2 stops after epoch 3 and keeps epoch 1; you have {got}.", "Walk through the epochs.")
+    expect(answer([0.5, 0.45, 0.6], 2) == 2, "Patience 2 forgives one bad epoch.", "Count how many came in a row.")
+    got = answer([0.5, 0.4, 0.6, 0.55, 0.7], 2)
+    expect(got == 4, "Bad epochs are added up over the whole run.", "Reset the counter at each new best.")
     expect(answer([0.6, 0.6, 0.6], 5) == 0, "In a tie the first one stays.", "A new best must be strictly better.")

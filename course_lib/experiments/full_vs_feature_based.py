@@ -258,6 +258,11 @@ def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
     return chosen
 
 
+def on_fewer(runs: list[Run], task: str, approach: str, n_train: int) -> list[Run]:
+    """The recorded runs of an approach on a smaller training set, in the order of SEEDS."""
+    return sorted(select(runs, task=task, approach=approach, n_train=n_train), key=lambda run: run.spec["seed"])
+
+
 def _best(runs: list[Run]) -> Run:
     """The run with the best validation accuracy; the smaller learning rate in a tie."""
     return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
