@@ -40,6 +40,7 @@ class Approach:
     head: str = "linear"
     cached: bool = False
     pretrained: bool = True
+    seeds: tuple[int, ...] = SEEDS
     recipe: dict = field(default_factory=dict)
 
 
@@ -56,14 +57,14 @@ APPROACHES = {
         recipe={"gradual_unfreezing": True, "layer_decay": 1 / 2.6},
     ),
     "full": Approach("Full fine-tuning", "full", (3e-5, 1e-4, 3e-4)),
-    "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4, 1e-3), pretrained=False),
+    "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4, 1e-3), pretrained=False, seeds=SEEDS[:3]),
 }
 # Full fine-tuning from harmless to destructive; the tuning rates lie between.
 SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
-# Size of the training set → passes over it, more of them where a pass has few updates.
-CURVE = {32: 48, 128: 24, 512: 9}
+# Size of the training set → passes over it, more of them where a pass has few updates; and seeds.
+CURVE = {32: (48, SEEDS), 128: (24, SEEDS), 512: (9, SEEDS[:3])}
 # Passes over the data cost the same each time: this many examples tell the speed.
-TIMED = 320
+TIMED = 160
 # What a spec of the comparison itself does not have.
 PARTS = {"n_train", "timing", "uncached"}
 REPEATS = 3
@@ -80,7 +81,8 @@ def make_spec(task: str, approach: str, learning_rate: float, seed: int = 0, **p
     if part.get("uncached"):
         recipe = {"epochs": EPOCHS[task]}
     if "n_train" in part and not chosen.cached:
-        recipe |= {"epochs": CURVE[part["n_train"]], "patience": CURVE[part["n_train"]] // 3}
+        passes, _ = CURVE[part["n_train"]]
+        recipe |= {"epochs": passes, "patience": passes // 3}
     if "timing" in part and not (chosen.cached and not part.get("uncached")):
         recipe |= {"epochs": 1}
     return {"task": task, "approach": approach, "learning_rate": learning_rate, "seed": seed, "recipe": recipe, **part}
@@ -201,16 +203,18 @@ def compare(log: RunLog, task: str, approaches: Iterable[str] = APPROACHES) -> N
     """Every approach on a task: its rate tuned, then every seed."""
     for approach in approaches:
         rate = best_rate(log, task, approach)
-        for seed in SEEDS:
+        for seed in APPROACHES[approach].seeds:
             log.run(make_spec(task, approach, rate, seed), train)
 
 
 def curves(log: RunLog, task: str) -> None:
     """Heads against full fine-tuning on smaller training sets, a different one for each seed."""
-    for n_train in (n for n in CURVE if n < len(tasks.load(task).train)):
+    for n_train, (_, seeds) in CURVE.items():
+        if n_train >= len(tasks.load(task).train):
+            continue
         for approach in ("linear", "full"):
             rate = best_rate(log, task, approach)
-            for seed in SEEDS:
+            for seed in seeds:
                 log.run(make_spec(task, approach, rate, seed, n_train=n_train), train)
 
 
@@ -243,7 +247,7 @@ def study(log: RunLog) -> None:
 
 
 def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
-    """The recorded runs of an approach at its tuned rate, one a seed in the order of SEEDS.
+    """The recorded runs of an approach at its tuned rate, one a seed, in order.
 
     Raises ValueError if the recording holds no complete set of seeds.
     """
@@ -251,7 +255,7 @@ def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
     grid = [r for r in plain if r.spec["seed"] == 0 and r.spec["learning_rate"] in APPROACHES[approach].rates]
     rate = _best(grid).spec["learning_rate"] if grid else None
     chosen = sorted(select(plain, learning_rate=rate), key=lambda run: run.spec["seed"])
-    if [run.spec["seed"] for run in chosen] != list(SEEDS):
+    if [run.spec["seed"] for run in chosen] != list(APPROACHES[approach].seeds):
         raise ValueError(
             f"{approach!r} on {task!r} is not recorded with all seeds. Run: course record full_vs_feature_based"
         )
@@ -259,7 +263,7 @@ def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
 
 
 def on_fewer(runs: list[Run], task: str, approach: str, n_train: int) -> list[Run]:
-    """The recorded runs of an approach on a smaller training set, in the order of SEEDS."""
+    """The recorded runs of an approach on a smaller training set, in the order of seeds."""
     return sorted(select(runs, task=task, approach=approach, n_train=n_train), key=lambda run: run.spec["seed"])
 
 
