@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 # Okabe and Ito's palette, the yellow left out (too pale for lines on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -112,18 +112,21 @@ def curves(
             axes.axhline(baseline[1], color="#555555", linestyle=":", label=baseline[0])
         if log_x:
             axes.set_xscale("log")
+            ticks = sorted({value for xs, _ in series.values() for value in xs})
+            axes.set_xticks(ticks, [f"{value:,g}" for value in ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
         if log_y:
             axes.set_yscale("log")
         if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         if not log_x:
             whole = all(float(value).is_integer() for xs, _ in series.values() for value in xs)
             axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
         axes.set(xlabel=x, ylabel=y, title=title)
         if len(series) + bool(baseline) > 1:
-            axes.legend()
+            axes.figure.legend(loc="outside lower center", ncols=2 if len(series) > 3 else 3, fontsize=10)
 
-    return _picture(7.2, 4, alt, {name: list(map(list, xy)) for name, xy in series.items()}, draw)
+    return _picture(7.2, 4.3, alt, {name: list(map(list, xy)) for name, xy in series.items()}, draw)
 
 
 def bars(values: Mapping[str, float], *, x: str, title: str, alt: str, log: bool = False, show=human) -> Picture:
