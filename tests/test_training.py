@@ -91,11 +91,15 @@ def full():
     return before, model, tokenizer, fit(model, tokenizer)
 
 
-def test_full_lowers_the_loss_and_moves_everything(full):
-    before, model, _, run = full
-    assert run.losses[-1] < run.losses[0]
-    assert run.train_accuracy > 0.5
+def test_full_moves_everything(full):
+    before, model, _, _ = full
     assert moved(model, before) == set(before)
+
+
+def test_full_lowers_the_loss():
+    run = fit(*small(), epochs=6)
+    assert run.losses[-1] < 0.8 * run.losses[0]
+    assert run.train_accuracy > 0.8
 
 
 def test_run_says_what_was_trained(full):
@@ -130,11 +134,18 @@ def test_other_seed_other_run(full):
 
 
 def test_best_epoch_on_validation_is_kept():
+    # A head that is right on validation and wrong on the training texts: learning can only spoil it.
     opposite = Split(TASK.validation.texts, tuple(1 - label for label in TASK.validation.labels))
+    task = replace(TASK, validation=opposite)
+    signs = {name: 1.0 - 2 * torch.tensor(getattr(TASK, name).labels) for name in ("train", "validation", "test")}
+    vectors = {name: sign.unsqueeze(1).expand(-1, 32) for name, sign in signs.items()}
     model, tokenizer = small()
-    run = fit(model, tokenizer, task=replace(TASK, validation=opposite))
-    assert run.validation[-1] < run.best_validation
-    assert TASK.metric(models.predict(model, tokenizer, opposite.texts), opposite.labels) == run.best_validation
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[-0.1], [0.1]]).expand(2, 32))
+    rate = {"learning_rate": 0.01, "schedule": "constant", "warmup": 0}
+    run = fit(model, tokenizer, "feature_based", task, features=vectors, **rate)
+    assert run.validation == [1.0, 0.0, 0.0]
+    assert model(features=vectors["validation"]).logits.argmax(-1).tolist() == list(opposite.labels)
 
 
 @pytest.mark.parametrize("head", models.HEADS)

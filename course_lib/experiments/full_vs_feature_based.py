@@ -48,7 +48,7 @@ HEAD_ONLY = {"epochs": 80, "patience": 15, "schedule": "constant", "warmup": 0}
 APPROACHES = {
     "linear": Approach("Linear head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
     "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2), head="mlp", cached=True, recipe=HEAD_ONLY),
-    "last_1": Approach("Last layer", "last_layers", (1e-4, 3e-4, 1e-3, 3e-3), recipe={"hparams": {"num_layers": 1}}),
+    "last_1": Approach("Last layer", "last_layers", (3e-4, 1e-3, 3e-3), recipe={"hparams": {"num_layers": 1}}),
     "last_3": Approach("Last 3 layers", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"hparams": {"num_layers": 3}}),
     "gradual": Approach(
         "Gradual unfreezing",
@@ -57,12 +57,13 @@ APPROACHES = {
         recipe={"gradual_unfreezing": True, "layer_decay": 1 / 2.6},
     ),
     "full": Approach("Full fine-tuning", "full", (3e-5, 1e-4, 3e-4)),
-    "random": Approach("Random weights, all trained", "full", (1e-4, 3e-4, 1e-3), pretrained=False, seeds=SEEDS[:3]),
+    "random": Approach("Random weights, all trained", "full", (3e-4, 1e-3), pretrained=False, seeds=SEEDS[:3]),
 }
 # Full fine-tuning from harmless to destructive; the tuning rates lie between.
 SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
-# Size of the training set → passes over it, more of them where a pass has few updates; and seeds.
-CURVE = {32: (48, SEEDS), 128: (24, SEEDS), 512: (9, SEEDS[:3])}
+# Size of the training set → passes over it, more of them where a pass has few updates.
+CURVE = {32: 48, 128: 24, 512: 9}
+CURVE_SEEDS = SEEDS[:3]
 # Passes over the data cost the same each time: this many examples tell the speed.
 TIMED = 160
 # What a spec of the comparison itself does not have.
@@ -81,8 +82,7 @@ def make_spec(task: str, approach: str, learning_rate: float, seed: int = 0, **p
     if part.get("uncached"):
         recipe = {"epochs": EPOCHS[task]}
     if "n_train" in part and not chosen.cached:
-        passes, _ = CURVE[part["n_train"]]
-        recipe |= {"epochs": passes, "patience": passes // 3}
+        recipe |= {"epochs": CURVE[part["n_train"]], "patience": CURVE[part["n_train"]] // 3}
     if "timing" in part and not (chosen.cached and not part.get("uncached")):
         recipe |= {"epochs": 1}
     return {"task": task, "approach": approach, "learning_rate": learning_rate, "seed": seed, "recipe": recipe, **part}
@@ -209,12 +209,10 @@ def compare(log: RunLog, task: str, approaches: Iterable[str] = APPROACHES) -> N
 
 def curves(log: RunLog, task: str) -> None:
     """Heads against full fine-tuning on smaller training sets, a different one for each seed."""
-    for n_train, (_, seeds) in CURVE.items():
-        if n_train >= len(tasks.load(task).train):
-            continue
+    for n_train in (n for n in CURVE if n < len(tasks.load(task).train)):
         for approach in ("linear", "full"):
             rate = best_rate(log, task, approach)
-            for seed in seeds:
+            for seed in CURVE_SEEDS:
                 log.run(make_spec(task, approach, rate, seed, n_train=n_train), train)
 
 
