@@ -260,6 +260,12 @@ def tuned(runs: list[Run], task: str, approach: str) -> list[Run]:
     return chosen
 
 
+def at_edge(run: Run) -> bool:
+    """Whether a run's rate is the smallest or largest of its grid: a wider grid might have held a better one."""
+    rates = APPROACHES[run.spec["approach"]].rates
+    return run.spec["learning_rate"] in (min(rates), max(rates))
+
+
 def on_fewer(runs: list[Run], task: str, approach: str, n_train: int) -> list[Run]:
     """The recorded runs of an approach on a smaller training set, in the order of seeds."""
     return sorted(select(runs, task=task, approach=approach, n_train=n_train), key=lambda run: run.spec["seed"])
