@@ -98,8 +98,10 @@ def jupyterlab(folder: Path, home: Path):
     token, port = secrets.token_hex(16), free_port()
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     places = {name: str(home / name.lower()) for name in names}
-    quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", *quiet]
+    news = home / "jupyter_config_dir/lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')  # else JupyterLab asks, over the page, whether it may
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
     command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
     log = home / "jupyterlab.log"
     with log.open("w") as output:
@@ -181,6 +183,7 @@ class Complaints:
 def page(browser, server):
     """A signed-in page. JupyterLab draws a cell only near the window's view, so the window is tall."""
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
+    page.set_default_timeout(START * 1000)  # of playwright's own waiting; 30 s are too few on a busy machine
     page.complaints = Complaints()
     page.complaints.listen(page)
     try:
@@ -231,12 +234,12 @@ BYTES = """async (image) => [...new Uint8Array(await (await fetch(image.src)).ar
 def open_and_run(page, url: str, name: str) -> list[int]:
     """Open a notebook in JupyterLab and run all its cells; returns the positions of the cells with an Explorer."""
     page.goto(f"{url}/lab/workspaces/test/tree/{name}?reset")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START * 1000)
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=START * 1000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
     # Without waiting for this, running all cells hangs; and it never comes while JupyterLab asks something.
     page.evaluate(f"() => {{ ({READY})().then(() => window.courseReady = true); }}")
     ready = "() => window.courseReady || document.querySelector('.jp-Dialog')"
-    page.wait_for_function(ready, timeout=START * 1000)
+    page.wait_for_function(ready)
     assert not (asked := page.evaluate(DIALOG)), f"JupyterLab asks: {asked}"
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     state = page.evaluate(STATE)

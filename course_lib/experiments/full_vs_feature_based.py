@@ -48,7 +48,7 @@ HEAD_ONLY = {"epochs": 80, "patience": 15, "schedule": "constant", "warmup": 0}
 APPROACHES = {
     "linear": Approach("Linear head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), cached=True, recipe=HEAD_ONLY),
     "mlp": Approach("MLP head", "feature_based", (3e-4, 1e-3, 3e-3, 1e-2), head="mlp", cached=True, recipe=HEAD_ONLY),
-    "last_1": Approach("Last layer", "last_layers", (3e-4, 1e-3, 3e-3), recipe={"hparams": {"num_layers": 1}}),
+    "last_1": Approach("Last layer", "last_layers", (3e-4, 1e-3), recipe={"hparams": {"num_layers": 1}}),
     "last_3": Approach("Last 3 layers", "last_layers", (1e-4, 3e-4, 1e-3), recipe={"hparams": {"num_layers": 3}}),
     "gradual": Approach(
         "Gradual unfreezing",
@@ -60,7 +60,7 @@ APPROACHES = {
     "random": Approach("Random weights, all trained", "full", (3e-4, 1e-3), pretrained=False, seeds=SEEDS[:3]),
 }
 # Full fine-tuning from harmless to destructive; the tuning rates lie between.
-SWEEP = (1e-6, 1e-5, 1e-3, 3e-3)
+SWEEP = (1e-6, 1e-5, 1e-3)
 # Size of the training set → passes over it, more of them where a pass has few updates.
 CURVE = {32: 48, 128: 24, 512: 9}
 CURVE_SEEDS = SEEDS[:3]
