@@ -106,7 +106,7 @@ def jupyterlab(folder: Path, home: Path):
     log = home / "jupyterlab.log"
     with log.open("w") as output:
         # The token goes through the environment, where other users of the machine cannot read it.
-        settings = os.environ | places | {"JUPYTER_TOKEN": token, "JUPYTER_NO_CONFIG": "1"}
+        settings = os.environ | places | {"JUPYTER_TOKEN": token}
         process = subprocess.Popen(command, env=settings, stdout=output, stderr=subprocess.STDOUT)
     server = Server(f"http://127.0.0.1:{port}", token)
     try:
