@@ -39,7 +39,7 @@ def execute(arguments) -> int:
     chosen = [Path(name) for name in arguments.notebook] or sorted(NOTEBOOKS.glob("*.ipynb"))
     for file in chosen:
         print(f"{file.name}: {notebooks.execute(file):.0f} s", flush=True)
-    if all(file.parent.resolve() == NOTEBOOKS for file in chosen):
+    if not arguments.notebook:
         notebooks.export_figures()
     return 0
 

@@ -56,6 +56,8 @@ def start(seed: int = 0) -> Session:
     import transformers
 
     quiet()
+    # Lessons run many small operations, for which a second thread on a shared core costs more than it brings.
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     transformers.set_seed(seed)
     device = best_device()
     profile = os.environ.get("COURSE_PROFILE") or ("full" if device == "cuda" else "quick")

@@ -215,7 +215,7 @@ STATE = """() => {
         if (cell.type !== 'code' || !cell.sharedModel.getSource().trim()) continue;
         if (cell.sharedModel.execution_count === null) waiting.push(cell.id);
         for (const output of cell.outputs.toJSON()) {
-            if (output.output_type === 'error') errors.push(`${cell.id}: ${output.ename}: ${output.evalue}`);
+            if (output.output_type === 'error') errors.push(`${cell.id}:\\n${output.traceback.join('\\n')}`);
             if (VIEW in (output.data ?? {}) && 'image/png' in output.data) explorers.push(i);
         }
     }
@@ -247,7 +247,7 @@ def open_and_run(page, url: str, name: str) -> list[int]:
         left = state["waiting"]
         stuck = f"{name} stands still at {left[:1]}"
         state = wait_until(lambda left=left: moved_on(page, left), CELL, stuck, pause=1)
-    assert state["errors"] == []
+    assert not state["errors"], re.sub(r"\x1b\[[\d;]*m", "", "\n".join(state["errors"]))
     assert not state["died"], f"the kernel died, not run: {state['waiting']}"
     return state["explorers"]
 
