@@ -4,9 +4,14 @@ Importing the package is instant and loads no deep-learning library; its modules
 """
 
 import logging
+import os
 
 __version__ = "0.1.0"
 
+# Hugging Face's libraries read these when they are first imported.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if os.environ.get("COURSE_MODELS") != "hub":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # bitsandbytes warns of an optional package at the moment another library imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

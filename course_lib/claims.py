@@ -50,15 +50,26 @@ class Interval:
 
     @classmethod
     def of_runs(cls, a: Sequence, b: Sequence, labels: Sequence[int], confidence: float = 0.95) -> "Interval":
-        """Accuracy of runs a minus that of runs b, in points, paired by seed and by test text.
+        """`of_predictions` for Runs, one a seed in the same order."""
+        return cls.of_predictions([run.predictions for run in a], [run.predictions for run in b], labels, confidence)
+
+    @classmethod
+    def of_predictions(
+        cls,
+        a: Sequence[Sequence[int]],
+        b: Sequence[Sequence[int]],
+        labels: Sequence[int],
+        confidence: float = 0.95,
+    ) -> "Interval":
+        """Accuracy of predictions a minus that of predictions b, in points, paired by seed and by test text.
 
         It allows for other seeds and for other texts: the variances of the mean over seeds and of the mean over texts
-        are added, and the degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946). a, b: Runs, one a
-        seed in the same order (a single pair is allowed: then the interval is over texts alone); labels: the true ones.
+        are added, and the degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946). a, b: for each seed
+        one prediction a text (a single seed is allowed: then the interval is over texts alone); labels: the true ones.
         """
-        if len(a) != len(b) or not a:
+        if len(a) != len(b) or not len(a):
             raise ValueError(f"Runs must be as many on both sides, and one at least; got {len(a)} and {len(b)}.")
-        hits = [np.equal([run.predictions for run in side], labels).astype(float) for side in (a, b)]
+        hits = [np.equal(side, labels).astype(float) for side in (a, b)]
         points = 100 * (hits[0] - hits[1])
         seeds, texts = points.shape
         parts = [(points.mean(0).var(ddof=1) / texts, texts - 1)]
@@ -104,7 +115,7 @@ class Evidence:
     def __str__(self) -> str:
         i, d = self.interval, self.digits
         spread = "" if i.low == i.high else f" [{i.low:,.{d}f}, {i.high:,.{d}f}]"
-        return f"{self.what}: {i.value:,.{d}f}{spread}; needs {self.needs} {self.threshold:,g}: {self.says}"
+        return f"{self.what}: {i.value:,.{d}f}{spread}; needs {self.needs} {self.threshold:,.10g}: {self.says}"
 
 
 @dataclass(frozen=True)

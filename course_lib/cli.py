@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from course_lib.errors import CourseError
@@ -18,9 +19,10 @@ def record(arguments) -> int:
     if not names:
         raise ValueError(f"Name an experiment ({', '.join(experiments.EXPERIMENTS)}) or say --all.")
     studies = {name: experiments.experiment(name) for name in names}
+    deadline = None if arguments.budget_minutes is None else time.monotonic() + 60 * arguments.budget_minutes
     for name, module in studies.items():
         file = Path(arguments.out) / name / f"{runs.slug(runs.device_name())}.json"
-        log = runs.RunLog(file, minutes=arguments.budget_minutes)
+        log = runs.RunLog(file, deadline)
         try:
             module.study(log)
             print(f"{name}: complete, {len(log.runs)} runs in {file}")

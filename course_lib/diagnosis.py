@@ -9,6 +9,7 @@ import shutil
 import sys
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from course_lib.errors import CourseError
 from course_lib.paths import CACHE, ROOT
@@ -54,15 +55,20 @@ def _package(name: str, expected: str | None) -> Finding:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, "missing", False, f"`make lab` mends the environment, or: pip install {name}=={expected}")
-    # A half-removed package still has its metadata: its files must be there too.
-    files = [file for file in distribution.files or () if file.suffix == ".py"][:1]
-    if files and not files[0].locate().exists():
+    if _half_removed(distribution):
         return Finding(name, "damaged", False, f"pip install --force-reinstall --no-deps {name}=={expected}")
     version = distribution.version.split("+")[0]
     if expected is not None and version != expected:
         advice = f"The lessons were checked with {expected}; outputs may differ. pip install {name}=={expected}"
         return Finding(name, f"{version}, the lock says {expected}", False, advice)
     return Finding(name, version)
+
+
+def _half_removed(distribution) -> bool:
+    """Whether the metadata are there without the files. (`distribution.files` leaves out what is missing.)"""
+    record = distribution.read_text("RECORD") or ""
+    modules = [line.split(",")[0].strip('"') for line in record.splitlines() if ".py," in line]
+    return bool(modules) and not Path(distribution.locate_file(modules[0])).exists()
 
 
 def _python() -> Finding:

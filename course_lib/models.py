@@ -158,6 +158,8 @@ def classifier(
 
 def _over(model, tokenizer, texts, compute, batch_size: int, max_length: int) -> torch.Tensor:
     """compute(input_ids, attention_mask) for all texts, one row a text, on the CPU; no dropout, no gradients."""
+    if not len(texts):
+        raise ValueError("No texts were given.")
     training = model.training
     model.eval()
     # Sorted by length, so that padding stays small; the order is restored at the end.

@@ -113,12 +113,12 @@ class OutOfTime(Exception):
 class RunLog:
     """The runs of one experiment on one device, in a file (or in memory, with file=None).
 
-    minutes: no new run starts after so many; `run` then raises OutOfTime.
+    deadline: on the clock of `time.monotonic`; no new run starts after it, `run` then raises OutOfTime.
     """
 
-    def __init__(self, file: Path | None = None, minutes: float | None = None):
+    def __init__(self, file: Path | None = None, deadline: float | None = None):
         self.file = file
-        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.deadline = deadline
         self.runs: dict[str, Run] = {}
         if file is not None and file.exists():
             self.runs = {key(run.spec): run for run in read(file)}
@@ -134,7 +134,9 @@ class RunLog:
             raise OutOfTime
         folder = None
         if self.file is not None:
-            folder = CACHE / "checkpoints" / hashlib.sha256(key(spec).encode()).hexdigest()[:16]
+            # Another log is another recording: its checkpoints are not ours.
+            whose = f"{self.file.resolve()} {key(spec)}"
+            folder = CACHE / "checkpoints" / hashlib.sha256(whose.encode()).hexdigest()[:16]
         run = train(spec, folder)
         run.machine = machine() | {"date": datetime.date.today().isoformat()}
         self.runs[key(spec)] = run

@@ -27,9 +27,6 @@ class Session:
 
 def quiet() -> None:
     """Silence what would clutter a lesson: progress bars of file loading, load reports, advisories."""
-    if os.environ.get("COURSE_MODELS") != "hub":
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

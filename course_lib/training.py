@@ -65,6 +65,13 @@ class Recipe:
         for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation", "max_length", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0; got {getattr(self, name)}.")
+        for name in ("warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be 1 or more, or None to train all epochs; got {self.patience}.")
+        if self.gradual_unfreezing and self.epochs < 2:
+            raise ValueError("gradual_unfreezing needs 2 epochs or more: the first one trains the head alone.")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.optimizer not in OPTIMIZERS:
@@ -101,6 +108,8 @@ def fit(
     """
     recipe = Recipe(**recipe)
     quiet()
+    if folder is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("Several processes train together: give fit(…, folder=…) a folder that all of them can reach.")
     METHODS[method].apply(model.encoder, **recipe.hparams)
     if features is not None and any(p.requires_grad for p in model.encoder.parameters()):
         raise ValueError(

@@ -19,7 +19,7 @@ from course_lib.training import Recipe
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -270,7 +270,6 @@ def test_gradual_unfreezing_begins_with_the_head(tmp_path):
     assert {n for n, p in before.items() if not torch.equal(p, after[n])} == {"head.weight", "head.bias"}
 
 
-@settings(deadline=None)
 @given(epochs=st.integers(2, 12))
 def test_gradual_unfreezing_goes_down_to_everything(epochs):
     model = models.Classifier(models.skeleton("minilm-l6"), 2)
@@ -377,3 +376,9 @@ def test_fit_runs_under_accelerate_launch(tmp_path, full):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["predictions"] == full[3].predictions
     assert found["losses"] == pytest.approx(full[3].losses, rel=1e-4)
+
+
+def test_several_processes_need_a_folder_that_they_share(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="folder"):
+        fit(*small())

@@ -40,9 +40,9 @@ class Split:
         return Split(pick(self.texts), pick(self.labels), {k: pick(v) for k, v in self.info.items()})
 
     def take(self, n: int, seed: int = 0) -> "Split":
-        """`n` rows, drawn with `seed`, with as equal a number of each label as n allows.
+        """`n` rows, drawn with `seed`, with as equal a number of each label as n and the rarest label allow.
 
-        Raises ValueError if there are fewer than n rows or a label runs out.
+        Raises ValueError if there are fewer than n rows.
         """
         if not 1 <= n <= len(self):
             raise ValueError(f"n must be between 1 and {len(self)}, the rows of this split; got {n}.")

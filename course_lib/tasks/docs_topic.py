@@ -59,10 +59,15 @@ SKIPPED_FOLDERS = {
 }
 
 
+# A full stop after one of these ends no sentence.
+ABBREVIATIONS = ("e.g", "i.e", "cf", "fig", "eq", "sec", "vs", "al", "resp", "approx", "w.r.t")
+SENTENCE_END = re.compile("".join(rf"(?<!\b{re.escape(short)}\.)" for short in ABBREVIATIONS) + r"(?<=[.!?])\s", re.I)
+
+
 def first_sentence(docstring: str) -> str | None:
     """The summary of a docstring on one line; None if it is no sentence of 8 to 40 words."""
     summary = " ".join(docstring.strip().split("\n\n")[0].split())
-    summary = re.split(r"(?<=[.!?])\s", summary)[0]
+    summary = SENTENCE_END.split(summary)[0]
     words = summary.split()
     prose = summary.endswith((".", "!", "?")) and not re.search(r">>>|https?:|[{}<>|]|::|\*optional\*", summary)
     letters = sum(map(str.isalpha, summary)) / max(len(summary), 1)
