@@ -12,9 +12,10 @@ from course_lib.paths import NOTEBOOKS, RUNS
 def record(arguments) -> int:
     """Run studies on this machine and write each result as it finishes; started again, it goes on."""
     from course_lib import experiments, runs
-    from course_lib.session import quiet
+    from course_lib.session import limit_threads, quiet
 
     quiet()
+    limit_threads()
     names = experiments.EXPERIMENTS if arguments.all else arguments.experiment
     if not names:
         raise ValueError(f"Name an experiment ({', '.join(experiments.EXPERIMENTS)}) or say --all.")

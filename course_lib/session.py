@@ -35,6 +35,14 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
+def limit_threads() -> None:
+    """Half as many threads as processors: for small operations, a second thread on a shared core costs more than it
+    brings."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+
+
 def best_device() -> str:
     """ "cuda" where a GPU can be used, "mps" on Apple silicon, else "cpu"."""
     import torch
@@ -49,12 +57,10 @@ def start(seed: int = 0) -> Session:
 
     Raises ValueError where COURSE_PROFILE is neither.
     """
-    import torch
     import transformers
 
     quiet()
-    # Lessons run many small operations, for which a second thread on a shared core costs more than it brings.
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    limit_threads()
     transformers.set_seed(seed)
     device = best_device()
     profile = os.environ.get("COURSE_PROFILE") or ("full" if device == "cuda" else "quick")
