@@ -57,6 +57,7 @@ def start(seed: int = 0) -> Session:
 
     Raises ValueError where COURSE_PROFILE is neither.
     """
+    import torch
     import transformers
 
     quiet()
