@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 from course_lib import models, tasks, training
 from course_lib.methods.shapes import block, blocks
@@ -278,9 +277,9 @@ def _best(runs: list[Run]) -> Run:
     return max(runs, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
 
 
-def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> dict[str, float]:
-    """Training seconds of an approach at its tuned rate, the median of the timing runs: "once" (encoding the training
-    texts for all heads; 0 where the encoder trains) and "each" (a run: all passes over the training data).
+def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False) -> dict[str, np.ndarray]:
+    """Training seconds of an approach at its tuned rate, one value a timing run: "once" (encoding the training texts
+    for all heads; 0 where the encoder trains) and "each" (a run: all passes over the training data).
 
     Evaluation is left out. Raises ValueError if the approach was not timed.
     """
@@ -288,8 +287,10 @@ def seconds(runs: list[Run], task: str, approach: str, *, uncached: bool = False
     timed = [r for r in timed if r.spec.get("uncached", False) == uncached]
     if not timed:
         raise ValueError(f"{approach!r} on {task!r} was not timed. Run: course record full_vs_feature_based")
+    timed.sort(key=lambda run: run.spec["timing"])
     if APPROACHES[approach].cached and not uncached:
-        once = median(r.extra["encode_seconds"] for r in timed)
-        return {"once": once, "each": median(r.seconds for r in timed)}
-    full = tuned(runs, task, "full")[0]
-    return {"once": 0.0, "each": full.seconds * full.tokens_per_second / median(r.tokens_per_second for r in timed)}
+        each = [run.seconds for run in timed]
+    else:
+        full = tuned(runs, task, "full")[0]
+        each = [full.seconds * full.tokens_per_second / run.tokens_per_second for run in timed]
+    return {"once": np.array([run.extra.get("encode_seconds", 0.0) for run in timed]), "each": np.array(each)}
