@@ -193,3 +193,8 @@ def test_features_skip_the_encoder(loaded):
     assert torch.allclose(whole.logits, short.logits, atol=1e-5)
     assert torch.allclose(whole.loss, short.loss, atol=1e-5)
     assert model(features=vectors).loss is None
+
+
+def test_no_texts_are_refused():
+    with pytest.raises(ValueError, match="No texts"):
+        models.embed(models.Classifier(models.skeleton("minilm-l6"), 2), None, [])

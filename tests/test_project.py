@@ -2,7 +2,7 @@
 
 import re
 
-from course_lib import environment
+from course_lib import environment, notebooks
 from course_lib.diagnosis import locked, wanted
 from course_lib.paths import NOTEBOOKS, ROOT
 
@@ -27,3 +27,10 @@ def test_readme_lists_every_lesson():
 def test_readme_links_lead_somewhere():
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
     assert targets and not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_readme_figures_are_those_of_the_lessons():
+    for name, (lesson, cell) in notebooks.README_FIGURES.items():
+        assert (notebooks.FIGURES / name).read_bytes() == notebooks.figure(NOTEBOOKS / lesson, cell), (
+            "Run: course execute"
+        )

@@ -382,3 +382,13 @@ def test_several_processes_need_a_folder_that_they_share(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="folder"):
         fit(*small())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"warmup": -0.1}, {"weight_decay": -1.0}, {"patience": 0}, {"gradual_unfreezing": True, "epochs": 1}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_recipe_refuses_what_makes_no_sense(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Recipe(learning_rate=1e-3, **settings)
