@@ -91,6 +91,8 @@ def encoder(*, pretrained: bool = True, seed: int = 0, **overrides) -> tuple[Pre
     tokenizer = AutoTokenizer.from_pretrained(folder)
     settings = AutoConfig.from_pretrained(folder, **overrides)
     settings.add_pooling_layer = False
+    # The checkpoint's config leaves out what its tokenizer knows.
+    settings.cls_token_id, settings.sep_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
     if pretrained:
         return AutoModel.from_pretrained(folder, config=settings, add_pooling_layer=False), tokenizer
     with torch.random.fork_rng():
@@ -136,7 +138,8 @@ class Classifier(PreTrainedModel):
     def pooled(self, input_ids, attention_mask) -> torch.Tensor:
         """Sentence vectors (batch, width)."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return mean_pool(states, attention_mask)
+        # A soft prompt lengthens the sequence at its front; the mean is over the text alone.
+        return mean_pool(states[:, -attention_mask.shape[1] :], attention_mask)
 
     def forward(self, input_ids=None, attention_mask=None, features=None, labels=None):
         if features is None:
@@ -218,11 +221,13 @@ def config(name: str) -> PreTrainedConfig:
 
 def skeleton(name: str) -> PreTrainedModel:
     """The real network of a published architecture on the meta device: every shape, no memory, no weights."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     settings = config(name)
-    causal = _architectures()[name]["kind"] == "causal-lm"
+    kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq-lm": AutoModelForSeq2SeqLM}
+    kind = kinds.get(_architectures()[name]["kind"])
     with torch.device("meta"):
-        if causal:
-            return AutoModelForCausalLM.from_config(settings)
-        return AutoModel.from_config(settings, add_pooling_layer=getattr(settings, "add_pooling_layer", True))
+        if kind is not None:
+            return kind.from_config(settings)
+        options = {} if getattr(settings, "add_pooling_layer", True) else {"add_pooling_layer": False}
+        return AutoModel.from_config(settings, **options)

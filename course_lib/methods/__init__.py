@@ -1,9 +1,10 @@
 """The methods of fine-tuning as one registry: what may move, and what that costs.
 
-`METHODS["last_layers"].apply(model, num_layers=2)` makes a model trainable in that way,
-`METHODS["last_layers"].count(config, num_layers=2)` says how many parameters that is without a model.
+`METHODS["lora"].apply(model, r=4)` makes a model trainable in that way,
+`METHODS["lora"].count(config, r=4)` says how many parameters that is without a model.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +32,14 @@ class Paper:
 class Method:
     """One way to fine-tune.
 
-    apply(model, **hparams) returns the model with `requires_grad` set as the method asks;
-    count(config, **hparams) returns the number of trainable parameters, from the config alone;
-    lesson is the notebook that teaches it. Both raise ValueError for hyper-parameters the model has no place for.
+    family: one of FAMILIES; lesson: the notebook that teaches it; mergeable: whether the result can be written into
+    the model's own weights exactly, so that it costs nothing at inference.
+    counter(config, *, name=default, …) → number of trainable parameters. Its keywords are the method's
+    hyper-parameters, and it raises ValueError for every bad value: what it accepts, `build` can do.
+    build(model, **all hyper-parameters) → the model with `requires_grad` set as the method asks.
+    stored(config, **all hyper-parameters) → bytes of what has to be kept for one task; None: the trained parameters
+    in fp32.
+    penalty(model) → a term for the loss; after_step(model, step): called after each optimizer step, from 1.
     """
 
     name: str
@@ -43,12 +49,66 @@ class Method:
     formula: str
     mergeable: bool
     lesson: str
-    apply: Callable[..., Any]
-    count: Callable[..., int]
+    build: Callable[..., Any]
+    counter: Callable[..., int]
+    stored: Callable[..., int] | None = None
+    penalty: Callable[[Any], Any] | None = None
+    after_step: Callable[[Any, int], None] | None = None
 
     def __post_init__(self):
         if self.family not in FAMILIES:
             raise unknown("family", self.family, FAMILIES)
+
+    @property
+    def leaves_structure(self) -> bool:
+        """Whether the model keeps its modules and names, so that another method can take over."""
+        return self.family == "full" or self.name in ("feature_based", "last_layers", "bitfit")
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """The hyper-parameters and their defaults."""
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(self.counter).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+    def complete(self, hparams: dict) -> dict[str, Any]:
+        """`hparams` with the defaults filled in; raises ValueError for a name that the method does not have."""
+        known = self.hparams
+        for name in hparams:
+            if name not in known:
+                if not known:
+                    raise ValueError(f"{self.name} has no hyper-parameters; got {name!r}.")
+                raise unknown(f"hyper-parameter of {self.name}", name, known)
+        return known | hparams
+
+    def count(self, config, **hparams) -> int:
+        """Number of trainable parameters, in closed form from the config alone.
+
+        Raises ValueError for unknown names, bad values, and architectures that the method has no place in.
+        """
+        return self.counter(config, **self.complete(hparams))
+
+    def file_bytes(self, config, **hparams) -> int:
+        """Bytes of what has to be kept for one task, tensors only; the trained parameters count 4 bytes each."""
+        if self.stored is None:
+            return 4 * self.count(config, **hparams)
+        self.count(config, **hparams)
+        return self.stored(config, **self.complete(hparams))
+
+    def apply(self, model, **hparams):
+        """The model made trainable by this method; changed in place, or wrapped, so use what is returned.
+
+        Raises ValueError as `count` does, before anything is changed.
+        """
+        before, _ = getattr(model, "fine_tuned_by", (None, None))
+        if before in METHODS and not METHODS[before].leaves_structure:
+            raise ValueError(f"This model carries {before} already: load a fresh one, then apply {self.name}.")
+        self.count(model.config, **hparams)
+        built = self.build(model, **self.complete(hparams))
+        built.fine_tuned_by = (self.name, hparams)
+        return built
 
 
 class Registry(dict[str, Method]):
@@ -63,5 +123,5 @@ class Registry(dict[str, Method]):
 
 METHODS = Registry()
 
-# The family files add their methods when they are imported.
-from course_lib.methods import full, selective  # noqa: E402, F401
+# The family files add their methods when they are imported, in the order of the tables and pictures.
+from course_lib.methods import full, selective, sparse, prompts, additive, reparameterized  # noqa: E402, F401, I001

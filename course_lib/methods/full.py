@@ -3,15 +3,6 @@
 from course_lib.methods import METHODS, Method, Paper
 from course_lib.methods.shapes import parameter_shapes, size
 
-
-def _train_all(model):
-    return model.requires_grad_(True)
-
-
-def _freeze_all(model):
-    return model.requires_grad_(False)
-
-
 METHODS.add(
     Method(
         name="full",
@@ -21,8 +12,8 @@ METHODS.add(
         formula=r"\theta = \theta_0 + \Delta\theta",
         mergeable=True,
         lesson="01_full_vs_feature_based",
-        apply=_train_all,
-        count=lambda config: sum(map(size, parameter_shapes(config).values())),
+        build=lambda model: model.requires_grad_(True),
+        counter=lambda config: sum(map(size, parameter_shapes(config).values())),
     )
 )
 METHODS.add(
@@ -34,7 +25,7 @@ METHODS.add(
         formula=r"y = \mathrm{head}_\phi\,(f_{\theta_0}(x))",
         mergeable=True,
         lesson="01_full_vs_feature_based",
-        apply=_freeze_all,
-        count=lambda config: 0,
+        build=lambda model: model.requires_grad_(False),
+        counter=lambda config: 0,
     )
 )

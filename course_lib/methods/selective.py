@@ -1,33 +1,46 @@
-"""Selective methods: some of the model's own parameters move, the rest stay."""
+"""Selective methods that choose by name: some of the model's own parameters move, the rest stay."""
+
+from collections.abc import Callable
 
 from course_lib.methods import METHODS, Method, Paper
 from course_lib.methods.shapes import block, blocks, parameter_shapes, size
 
 
-def _in_last(name: str, num_layers: int, total: int) -> bool:
-    index = block(name)
-    return index is not None and index >= total - num_layers
+def train_only(model, wanted: Callable[[str], bool]):
+    """The model with a gradient for the parameters whose names are wanted, and for no other."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wanted(name))
+    return model
 
 
-def _check(num_layers: int, total: int) -> None:
+def _in_last(num_layers: int, total: int) -> Callable[[str], bool]:
+    return lambda name: block(name) is not None and block(name) >= total - num_layers
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(".bias")
+
+
+def _total(config, wanted: Callable[[str], bool]) -> int:
+    return sum(size(shape) for name, shape in parameter_shapes(config).items() if wanted(name))
+
+
+def _count_last(config, *, num_layers: int = 2) -> int:
+    total = blocks(config)
     if not 1 <= num_layers <= total:
         raise ValueError(
             f"num_layers must be between 1 and {total}, the number of blocks of this model; got {num_layers}."
         )
+    return _total(config, _in_last(num_layers, total))
 
 
-def _train_last(model, num_layers: int = 2):
-    total = blocks(model.config)
-    _check(num_layers, total)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_in_last(name, num_layers, total))
-    return model
-
-
-def _count_last(config, num_layers: int = 2) -> int:
-    total = blocks(config)
-    _check(num_layers, total)
-    return sum(size(shape) for name, shape in parameter_shapes(config).items() if _in_last(name, num_layers, total))
+def _count_biases(config) -> int:
+    count = _total(config, _is_bias)
+    if not count:
+        raise ValueError(
+            f"BitFit trains biases, and {config.model_type} has none. Choose another method, such as lora."
+        )
+    return count
 
 
 METHODS.add(
@@ -39,7 +52,22 @@ METHODS.add(
         formula=r"\theta_{>L-k} = \theta_{0,>L-k} + \Delta\theta,\quad \theta_{\le L-k} = \theta_{0,\le L-k}",
         mergeable=True,
         lesson="01_full_vs_feature_based",
-        apply=_train_last,
-        count=_count_last,
+        build=lambda model, num_layers: train_only(model, _in_last(num_layers, blocks(model.config))),
+        counter=_count_last,
+    )
+)
+METHODS.add(
+    Method(
+        name="bitfit",
+        title="BitFit",
+        family="selective",
+        paper=Paper(
+            "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models", "2106.10199"
+        ),
+        formula=r"h = W_0 x + b_0 + \Delta b",
+        mergeable=True,
+        lesson="02_peft_taxonomy",
+        build=lambda model: train_only(model, _is_bias),
+        counter=_count_biases,
     )
 )

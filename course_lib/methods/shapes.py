@@ -5,18 +5,26 @@ Closed-form counts are sums over this table. It never builds a model; tests hold
 
 import math
 import re
+from typing import NamedTuple
 
 from course_lib.errors import unknown
 
 Shapes = dict[str, tuple[int, ...]]
 
-_BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|h)\.(\d+)\.")
+# T5's blocks hold sub-layers that are called "layer" too: the first match is the block.
+_BLOCK = re.compile(r"(?:^|\.)(?:block|layer|layers|h)\.(\d+)(?:\.|$)")
+_EMBEDDINGS = ("embed", "wte", "wpe", "shared", "relative_attention_bias")
 
 
 def block(name: str) -> int | None:
     """The index of the transformer block that a parameter belongs to; None outside the blocks."""
     found = _BLOCK.search(name)
     return int(found.group(1)) if found else None
+
+
+def is_norm(name: str) -> bool:
+    """Whether a parameter belongs to a layer norm."""
+    return "norm" in name.lower() or ".ln_" in name
 
 
 def size(shape: tuple[int, ...]) -> int:
@@ -50,6 +58,22 @@ def _bert(c) -> Shapes:
     return table | (_linear("pooler.dense", d, d) if getattr(c, "add_pooling_layer", True) else {})
 
 
+def _distilbert(c) -> Shapes:
+    d, f = c.dim, c.hidden_dim
+    table = {
+        "embeddings.word_embeddings.weight": (c.vocab_size, d),
+        "embeddings.position_embeddings.weight": (c.max_position_embeddings, d),
+        **_norm("embeddings.LayerNorm", d),
+    }
+    for i in range(c.n_layers):
+        at = f"transformer.layer.{i}"
+        for part in ("q_lin", "k_lin", "v_lin", "out_lin"):
+            table |= _linear(f"{at}.attention.{part}", d, d)
+        table |= _linear(f"{at}.ffn.lin1", f, d) | _linear(f"{at}.ffn.lin2", d, f)
+        table |= _norm(f"{at}.sa_layer_norm", d) | _norm(f"{at}.output_layer_norm", d)
+    return table
+
+
 def _gpt2(c) -> Shapes:
     d = c.n_embd
     f = c.n_inner or 4 * d
@@ -69,10 +93,17 @@ def _gpt2(c) -> Shapes:
     return table if c.tie_word_embeddings else table | {"lm_head.weight": (c.vocab_size, d)}
 
 
+def head_dim(c) -> int:
+    """Width of one attention head."""
+    return getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+
+
 def _llama(c) -> Shapes:
     d, f = c.hidden_size, c.intermediate_size
-    head = getattr(c, "head_dim", None) or d // c.num_attention_heads
-    queries, keys = c.num_attention_heads * head, c.num_key_value_heads * head
+    queries, keys = c.num_attention_heads * head_dim(c), c.num_key_value_heads * head_dim(c)
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if c.model_type == "gemma2":
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     bias = getattr(c, "attention_bias", c.model_type == "qwen2")
     table = {"model.embed_tokens.weight": (c.vocab_size, d)}
     for i in range(c.num_hidden_layers):
@@ -82,18 +113,63 @@ def _llama(c) -> Shapes:
         table |= _linear(f"{at}.self_attn.o_proj", d, queries, bias and c.model_type != "qwen2")
         table |= _linear(f"{at}.mlp.gate_proj", f, d, False) | _linear(f"{at}.mlp.up_proj", f, d, False)
         table |= _linear(f"{at}.mlp.down_proj", d, f, False)
-        table |= {f"{at}.{norm}.weight": (d,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        table |= {f"{at}.{norm}.weight": (d,) for norm in norms}
     table["model.norm.weight"] = (d,)
+    return table if c.tie_word_embeddings else table | {"lm_head.weight": (c.vocab_size, d)}
+
+
+def _phi3(c) -> Shapes:
+    d, f = c.hidden_size, c.intermediate_size
+    queries, keys = c.num_attention_heads * head_dim(c), c.num_key_value_heads * head_dim(c)
+    table = {"model.embed_tokens.weight": (c.vocab_size, d), "model.norm.weight": (d,)}
+    for i in range(c.num_hidden_layers):
+        at = f"model.layers.{i}"
+        # Phi-3 fuses query, key and value into one matrix, and gate and up into another.
+        table |= _linear(f"{at}.self_attn.qkv_proj", queries + 2 * keys, d, False)
+        table |= _linear(f"{at}.self_attn.o_proj", d, queries, False)
+        table |= _linear(f"{at}.mlp.gate_up_proj", 2 * f, d, False) | _linear(f"{at}.mlp.down_proj", d, f, False)
+        table |= {f"{at}.{norm}.weight": (d,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    return table if c.tie_word_embeddings else table | {"lm_head.weight": (c.vocab_size, d)}
+
+
+def _t5(c) -> Shapes:
+    d, f, inner = c.d_model, c.d_ff, c.num_heads * c.d_kv
+    table = {"shared.weight": (c.vocab_size, d)}
+
+    def attention(at: str, name: str) -> Shapes:
+        parts = {f"{at}.{name}.{part}.weight": (inner, d) for part in ("q", "k", "v")}
+        return parts | {f"{at}.{name}.o.weight": (d, inner), f"{at}.layer_norm.weight": (d,)}
+
+    for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
+        # The relative positions are learned in each stack's first block and used in all.
+        shared = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        table[shared] = (c.relative_attention_num_buckets, c.num_heads)
+        for i in range(layers):
+            at = f"{stack}.block.{i}.layer"
+            table |= attention(f"{at}.0", "SelfAttention")
+            last = 1
+            if stack == "decoder":
+                table |= attention(f"{at}.1", "EncDecAttention")
+                last = 2
+            for part in ("wi_0", "wi_1") if c.is_gated_act else ("wi",):
+                table[f"{at}.{last}.DenseReluDense.{part}.weight"] = (f, d)
+            table[f"{at}.{last}.DenseReluDense.wo.weight"] = (d, f)
+            table[f"{at}.{last}.layer_norm.weight"] = (d,)
+        table[f"{stack}.final_layer_norm.weight"] = (d,)
     return table if c.tie_word_embeddings else table | {"lm_head.weight": (c.vocab_size, d)}
 
 
 _FAMILIES = {
     "bert": _bert,
     "roberta": _bert,
+    "distilbert": _distilbert,
+    "t5": _t5,
     "gpt2": _gpt2,
     "llama": _llama,
     "mistral": _llama,
     "qwen2": _llama,
+    "gemma2": _llama,
+    "phi3": _phi3,
 }
 
 
@@ -108,5 +184,39 @@ def parameter_shapes(config) -> Shapes:
 
 
 def blocks(config) -> int:
-    """Number of transformer blocks."""
+    """Number of transformer blocks; of an encoder–decoder, those of its deeper stack."""
     return 1 + max(i for i in map(block, parameter_shapes(config)) if i is not None)
+
+
+class Linear(NamedTuple):
+    """A linear layer: how many numbers go in and come out."""
+
+    inputs: int
+    outputs: int
+
+    @property
+    def weights(self) -> int:
+        return self.inputs * self.outputs
+
+
+def linears(config) -> dict[str, Linear]:
+    """Module name → size of every linear layer, GPT-2's Conv1D and the output head included, embeddings not."""
+    table = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith(".weight") and len(shape) == 2 and not any(part in name for part in _EMBEDDINGS):
+            out, inp = shape[::-1] if uses_conv1d(config) and name != "lm_head.weight" else shape
+            table[name.removesuffix(".weight")] = Linear(inp, out)
+    if has_lm_head(config):
+        # A tied head has no parameter of its own, and is a layer all the same.
+        table["lm_head"] = Linear(config.hidden_size, config.vocab_size)
+    return table
+
+
+def uses_conv1d(config) -> bool:
+    """Whether the projections are transformers' Conv1D, whose weight is (inputs, outputs)."""
+    return config.model_type == "gpt2"
+
+
+def has_lm_head(config) -> bool:
+    """Whether the course's model of this architecture predicts tokens; the others are bare encoders."""
+    return config.model_type not in ("bert", "roberta", "distilbert")

@@ -1,0 +1,509 @@
+"""Reparameterized methods: a frozen matrix, and a small description of what is added to it or turned in it.
+
+LoRA and most of its kin are peft's. KronA and DyLoRA have no maintained library and are built here.
+"""
+
+import math
+
+from course_lib.errors import unknown
+from course_lib.methods import METHODS, Method, Paper
+from course_lib.methods.shapes import Linear, parameter_shapes, size, uses_conv1d
+from course_lib.methods.targets import Modules, check_positive, check_rank, saved, targets, without_saved
+from course_lib.methods.with_peft import defaults, wrap
+
+import torch
+from torch import nn
+
+BIASES = ("none", "all", "lora_only")
+
+
+def _chosen(config, method: str, target_modules: Modules, modules_to_save) -> dict[str, Linear]:
+    return without_saved(targets(config, target_modules, defaults(method)), modules_to_save)
+
+
+def _biases(config, bias: str, found: dict[str, Linear]) -> int:
+    """Biases of the model itself that train too."""
+    if bias not in BIASES:
+        raise unknown("bias", bias, BIASES)
+    shapes = parameter_shapes(config)
+    if bias == "all":
+        # peft goes by the name, and so does T5's table of relative positions.
+        return sum(size(shape) for name, shape in shapes.items() if "bias" in name)
+    return sum(size(shapes.get(f"{name}.bias", (0,))) for name in found) if bias == "lora_only" else 0
+
+
+def _count_lora(
+    config,
+    *,
+    r: int = 8,
+    lora_alpha: int = 8,
+    target_modules: Modules = None,
+    lora_dropout: float = 0.0,
+    bias: str = "none",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    lora_bias: bool = False,
+    init_lora_weights: bool | str = True,
+    modules_to_save=None,
+) -> int:
+    found = _chosen(config, "lora", target_modules, modules_to_save)
+    check_rank("r", r, found)
+    _check_scale(lora_alpha=lora_alpha)
+    _check_dropout(lora_dropout=lora_dropout)
+    if lora_bias and use_dora:
+        raise ValueError("peft has no lora_bias=True together with use_dora=True: choose one.")
+    if bias != "none" and lora_bias and bias in BIASES:
+        raise ValueError("lora_bias=True needs bias='none'.")
+    count = sum(r * (layer.inputs + layer.outputs) for layer in found.values())
+    extra = sum(layer.outputs for layer in found.values()) * (bool(use_dora) + bool(lora_bias))
+    return count + extra + _biases(config, bias, found) + saved(config, modules_to_save)
+
+
+def _check_scale(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be greater than 0; got {value}.")
+
+
+def _check_dropout(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1; got {value}.")
+
+
+def _count_dora(
+    config,
+    *,
+    r: int = 8,
+    lora_alpha: int = 8,
+    target_modules: Modules = None,
+    lora_dropout: float = 0.0,
+    use_rslora: bool = False,
+    modules_to_save=None,
+) -> int:
+    return _count_lora(
+        config, r=r, lora_alpha=lora_alpha, target_modules=target_modules, lora_dropout=lora_dropout,
+        use_rslora=use_rslora, use_dora=True, modules_to_save=modules_to_save,
+    )  # fmt: skip
+
+
+def _count_qlora(
+    config,
+    *,
+    r: int = 8,
+    lora_alpha: int = 8,
+    target_modules: Modules = "all-linear",
+    lora_dropout: float = 0.0,
+    bnb_4bit_quant_type: str = "nf4",
+    bnb_4bit_use_double_quant: bool = True,
+) -> int:
+    if bnb_4bit_quant_type not in ("nf4", "fp4"):
+        raise unknown("bnb_4bit_quant_type", bnb_4bit_quant_type, ("nf4", "fp4"))
+    if uses_conv1d(config):
+        raise ValueError("bitsandbytes quantizes nn.Linear, and GPT-2's projections are Conv1D. Choose lora.")
+    return _count_lora(config, r=r, lora_alpha=lora_alpha, target_modules=target_modules, lora_dropout=lora_dropout)
+
+
+def _build_qlora(model, *, bnb_4bit_quant_type, bnb_4bit_use_double_quant, **hparams):
+    from bitsandbytes.nn import Linear4bit
+
+    for name in targets(model.config, "all-linear"):
+        linear = model.get_submodule(name)
+        quantized = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=linear.weight.dtype,
+            compress_statistics=bnb_4bit_use_double_quant,
+            quant_type=bnb_4bit_quant_type,
+            device="meta",
+        )
+        quantized.load_state_dict(linear.state_dict(), assign=True)
+        # Moving the layer to a device, even to its own, is what packs the weights.
+        model.set_submodule(name, quantized.requires_grad_(False).to(linear.weight.device))
+    return wrap(model, "LoraConfig", **hparams)
+
+
+def _count_adalora(
+    config,
+    *,
+    target_r: int = 8,
+    init_r: int = 12,
+    tinit: int = 0,
+    tfinal: int = 0,
+    deltaT: int = 1,  # noqa: N803
+    beta1: float = 0.85,
+    beta2: float = 0.85,
+    orth_reg_weight: float = 0.5,
+    total_step: int | None = None,
+    lora_alpha: int = 8,
+    target_modules: Modules = None,
+    lora_dropout: float = 0.0,
+    modules_to_save=None,
+) -> int:
+    found = _chosen(config, "adalora", target_modules, modules_to_save)
+    check_rank("init_r", init_r, found)
+    check_rank("target_r", target_r, found)
+    _check_scale(lora_alpha=lora_alpha, deltaT=deltaT)
+    _check_dropout(lora_dropout=lora_dropout, beta1=beta1, beta2=beta2)
+    if target_r > init_r:
+        raise ValueError(f"target_r={target_r} must be at most init_r={init_r}: AdaLoRA only takes ranks away.")
+    if total_step is not None and tinit >= total_step - tfinal:
+        raise ValueError(
+            f"tinit={tinit} and tfinal={tfinal} leave no step of total_step={total_step} in which ranks are taken away."
+        )
+    return sum(init_r * (layer.inputs + layer.outputs + 1) for layer in found.values()) + saved(config, modules_to_save)
+
+
+def _build_adalora(model, *, total_step, **hparams):
+    if total_step is None:
+        raise ValueError("AdaLoRA needs total_step, the number of training steps: its ranks follow a schedule.")
+    wrapped = wrap(model, "AdaLoraConfig", total_step=total_step, **hparams)
+    for name, parameter in wrapped.named_parameters():
+        # The number of ranks, a constant that peft neither saves nor means to train.
+        if "ranknum" in name:
+            parameter.requires_grad_(False)
+    return wrapped
+
+
+def _adalora_penalty(model) -> torch.Tensor:
+    """The distance of each P and Q from orthogonal, times `orth_reg_weight` (arXiv 2303.10512, equation 4)."""
+    weight = model.peft_config["default"].orth_reg_weight
+    total, parts = 0.0, 0
+    for name, p in model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = p @ p.T if "lora_A" in name else p.T @ p
+            total = total + (gram - torch.eye(len(gram), device=p.device)).norm()
+            parts += 1
+    return weight * total / parts
+
+
+def _adalora_step(model, step: int) -> None:
+    model.base_model.update_and_allocate(step)
+
+
+def _count_loha(
+    config,
+    *,
+    r: int = 8,
+    alpha: int = 8,
+    rank_dropout: float = 0.0,
+    module_dropout: float = 0.0,
+    target_modules: Modules = None,
+    modules_to_save=None,
+) -> int:
+    found = _linear_only(config, "loha", target_modules, modules_to_save)
+    check_rank("r", r, found)
+    _check_scale(alpha=alpha)
+    return sum(2 * r * (layer.inputs + layer.outputs) for layer in found.values()) + saved(config, modules_to_save)
+
+
+def _linear_only(config, method: str, target_modules: Modules, modules_to_save) -> dict[str, Linear]:
+    if uses_conv1d(config):
+        raise ValueError(f"peft's {method} adapts nn.Linear, and GPT-2's projections are Conv1D. Choose lora.")
+    return _chosen(config, method, target_modules, modules_to_save)
+
+
+def _factors(dimension: int, decompose_factor: int) -> tuple[int, int]:
+    """The dimension as a product, first factor the smaller: as near the square root as its divisors allow (−1), or with
+    a first factor as near below `decompose_factor` as they allow."""
+    if decompose_factor > 0 and dimension % decompose_factor == 0:
+        return decompose_factor, dimension // decompose_factor
+    limit = math.isqrt(dimension) if decompose_factor == -1 else min(decompose_factor, math.isqrt(dimension))
+    small = max(n for n in range(1, limit + 1) if dimension % n == 0)
+    return small, dimension // small
+
+
+def _check_factor(decompose_factor: int) -> None:
+    if decompose_factor != -1 and decompose_factor < 1:
+        raise ValueError(f"decompose_factor must be 1 or more, or -1 for the most even split; got {decompose_factor}.")
+
+
+def _count_lokr(
+    config,
+    *,
+    r: int = 8,
+    alpha: int = 8,
+    rank_dropout: float = 0.0,
+    module_dropout: float = 0.0,
+    decompose_both: bool = False,
+    decompose_factor: int = -1,
+    target_modules: Modules = None,
+    modules_to_save=None,
+) -> int:
+    found = _linear_only(config, "lokr", target_modules, modules_to_save)
+    check_rank("r", r, found)
+    _check_scale(alpha=alpha)
+    _check_factor(decompose_factor)
+
+    def one(layer: Linear) -> int:
+        (a_in, b_in), (a_out, b_out) = (
+            _factors(layer.inputs, decompose_factor),
+            _factors(layer.outputs, decompose_factor),
+        )
+        # A factor is itself split into two of rank r where that makes it smaller.
+        split_a = decompose_both and r < max(a_in, a_out) / 2
+        a = r * (a_in + a_out) if split_a else a_in * a_out
+        return a + (r * (b_in + b_out) if r < max(b_in, b_out) / 2 else b_in * b_out)
+
+    return sum(map(one, found.values())) + saved(config, modules_to_save)
+
+
+def _count_vera(
+    config,
+    *,
+    r: int = 256,
+    target_modules: Modules = None,
+    projection_prng_key: int = 0,
+    save_projection: bool = True,
+    vera_dropout: float = 0.0,
+    d_initial: float = 0.1,
+    modules_to_save=None,
+) -> int:
+    found = _chosen(config, "vera", target_modules, modules_to_save)
+    # The shared random matrices are not trained, so that r may exceed the sides of a layer.
+    check_positive(r=r)
+    _check_dropout(vera_dropout=vera_dropout)
+    return sum(r + layer.outputs for layer in found.values()) + saved(config, modules_to_save)
+
+
+def _vera_bytes(config, *, r, target_modules, save_projection, modules_to_save, **_) -> int:
+    found = _chosen(config, "vera", target_modules, modules_to_save).values()
+    shared = r * (max(layer.inputs for layer in found) + max(layer.outputs for layer in found))
+    return 4 * (
+        _count_vera(config, r=r, target_modules=target_modules, modules_to_save=modules_to_save)
+        + shared * save_projection
+    )
+
+
+def _near_divisor(inputs: int, wanted: int) -> int:
+    """The divisor of `inputs` nearest to what is wanted, the smaller in a tie; peft's rule."""
+    if wanted >= inputs:
+        return inputs
+    below = max(n for n in range(1, wanted + 1) if inputs % n == 0)
+    above = min(n for n in range(wanted, inputs + 1) if inputs % n == 0)
+    return below if wanted - below <= above - wanted else above
+
+
+def _count_oft(
+    config,
+    *,
+    r: int = 0,
+    oft_block_size: int = 32,
+    module_dropout: float = 0.0,
+    target_modules: Modules = None,
+    coft: bool = False,
+    eps: float = 6e-5,
+    block_share: bool = False,
+    use_cayley_neumann: bool = True,
+    num_cayley_neumann_terms: int = 5,
+    modules_to_save=None,
+) -> int:
+    found = _linear_only(config, "oft", target_modules, modules_to_save)
+    if (r == 0) == (oft_block_size == 0) or r < 0 or oft_block_size < 0:
+        raise ValueError(
+            f"Give r (blocks) or oft_block_size, and 0 for the other; got r={r}, oft_block_size={oft_block_size}."
+        )
+
+    def one(layer: Linear) -> int:
+        block = (
+            _near_divisor(layer.inputs, oft_block_size) if r == 0 else layer.inputs // _near_divisor(layer.inputs, r)
+        )
+        rotations = 1 if block_share else layer.inputs // block
+        return rotations * block * (block - 1) // 2
+
+    return sum(map(one, found.values())) + saved(config, modules_to_save)
+
+
+class AddedLinear(nn.Module):
+    """A frozen linear layer (or Conv1D) and something linear beside it; `delta` computes it, `delta_weight` is its
+    matrix (outputs, inputs)."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.delta(x).to(x.dtype)
+
+    def merged(self) -> nn.Module:
+        """The plain layer with the addition in its weights."""
+        delta = self.delta_weight().detach().to(self.base.weight)
+        self.base.weight.data += delta if isinstance(self.base, nn.Linear) else delta.T
+        return self.base
+
+
+class Kronecker(AddedLinear):
+    """h = W₀x + s (A ⊗ B)x (arXiv 2212.10650, section 3): A (out₁, in₁), B (out₂, in₂), and out = out₁ · out₂.
+
+    B starts at zero. The product is never written out: (A ⊗ B)x is A X Bᵀ with x laid out as X (in₁, in₂).
+    """
+
+    def __init__(self, base: nn.Module, layer: Linear, decompose_factor: int, scale: float):
+        super().__init__(base)
+        (in_1, in_2), (out_1, out_2) = (
+            _factors(layer.inputs, decompose_factor),
+            _factors(layer.outputs, decompose_factor),
+        )
+        self.a = nn.Parameter(base.weight.new_empty(out_1, in_1))
+        self.b = nn.Parameter(base.weight.new_zeros(out_2, in_2))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.scale = scale
+
+    def delta(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unflatten(-1, (self.a.shape[1], self.b.shape[1]))
+        return self.scale * (self.a @ x @ self.b.T).flatten(-2)
+
+    def delta_weight(self) -> torch.Tensor:
+        return self.scale * torch.kron(self.a, self.b)
+
+
+class Rank:
+    """The rank that every DyLoRA layer of a model uses now: drawn in training, `chosen` in evaluation."""
+
+    def __init__(self, r: int):
+        self.largest = self.chosen = self.now = r
+
+    def draw(self, module, args) -> None:
+        """Forward hook of the model: the same rank for all its layers."""
+        self.now = int(torch.randint(1, self.largest + 1, ())) if module.training else self.chosen
+
+
+class NestedLoRA(AddedLinear):
+    """LoRA whose first b ranks work alone for every b ≤ r (arXiv 2210.07558, section 4): A (r, in), B (out, r),
+    h = W₀x + (α/b) B[:, :b] A[:b] x.
+
+    All b rows are updated, which the paper finds better than the b-th alone (its "frozen" mode).
+    """
+
+    def __init__(self, base: nn.Module, layer: Linear, rank: Rank, lora_alpha: float):
+        super().__init__(base)
+        self.lora_a = nn.Parameter(base.weight.new_empty(rank.largest, layer.inputs))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(layer.outputs, rank.largest))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        self.rank, self.lora_alpha = rank, lora_alpha
+
+    def delta(self, x: torch.Tensor) -> torch.Tensor:
+        b = self.rank.now
+        return self.lora_alpha / b * (x @ self.lora_a[:b].T @ self.lora_b[:, :b].T)
+
+    def delta_weight(self) -> torch.Tensor:
+        b = self.rank.chosen
+        return self.lora_alpha / b * self.lora_b[:, :b] @ self.lora_a[:b]
+
+
+def set_rank(model, rank: int) -> None:
+    """Evaluate (and merge) a model trained by dylora at this rank.
+
+    Raises ValueError for a rank that it does not have, or a model without DyLoRA layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, NestedLoRA)]
+    if not layers:
+        raise ValueError("This model has no DyLoRA layers: METHODS['dylora'].apply makes them.")
+    if not 1 <= rank <= layers[0].rank.largest:
+        raise ValueError(f"rank must be between 1 and {layers[0].rank.largest}; got {rank}.")
+    layers[0].rank.chosen = rank
+
+
+def _count_krona(config, *, decompose_factor: int = -1, scale: float = 1.0, target_modules: Modules = None) -> int:
+    found = targets(config, target_modules, defaults("lora"))
+    _check_factor(decompose_factor)
+    _check_scale(scale=scale)
+    pairs = [
+        (_factors(layer.inputs, decompose_factor), _factors(layer.outputs, decompose_factor))
+        for layer in found.values()
+    ]
+    return sum(out_1 * in_1 + out_2 * in_2 for (in_1, in_2), (out_1, out_2) in pairs)
+
+
+def _build_krona(model, *, decompose_factor, scale, target_modules):
+    model.requires_grad_(False)
+    for name, layer in targets(model.config, target_modules, defaults("lora")).items():
+        model.set_submodule(name, Kronecker(model.get_submodule(name), layer, decompose_factor, scale))
+    return model
+
+
+def _count_dylora(config, *, r: int = 8, lora_alpha: int = 8, target_modules: Modules = None) -> int:
+    return _count_lora(config, r=r, lora_alpha=lora_alpha, target_modules=target_modules)
+
+
+def _build_dylora(model, *, r, lora_alpha, target_modules):
+    model.requires_grad_(False)
+    rank = Rank(r)
+    for name, layer in targets(model.config, target_modules, defaults("lora")).items():
+        model.set_submodule(name, NestedLoRA(model.get_submodule(name), layer, rank, lora_alpha))
+    model.register_forward_pre_hook(rank.draw)
+    return model
+
+
+def _add(name: str, title: str, paper: Paper, formula: str, counter, build, mergeable: bool = True, **more) -> None:
+    lesson = {"lora": "03_lora", "qlora": "04_qlora"}.get(name, "03_lora")
+    METHODS.add(
+        Method(
+            name=name,
+            title=title,
+            family="reparameterized",
+            paper=paper,
+            formula=formula,
+            mergeable=mergeable,
+            lesson=lesson,
+            build=build,
+            counter=counter,
+            **more,
+        )
+    )
+
+
+def _peft(config_name: str, **fixed):
+    return lambda model, **hparams: wrap(model, config_name, **fixed, **hparams)
+
+
+_add(
+    "lora", "LoRA", Paper("LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685"),
+    r"W = W_0 + \tfrac{\alpha}{r} B A", _count_lora, _peft("LoraConfig"),
+)  # fmt: skip
+_add(
+    "qlora", "QLoRA", Paper("QLoRA: Efficient Finetuning of Quantized LLMs", "2305.14314"),
+    r"W = \mathrm{dequantize}(W_0^{\mathrm{NF4}}) + \tfrac{\alpha}{r} B A", _count_qlora, _build_qlora,
+    # Into 4-bit weights it merges with a rounding error only.
+    mergeable=False,
+)  # fmt: skip
+_add(
+    "krona", "KronA", Paper("KronA: Parameter Efficient Tuning with Kronecker Adapter", "2212.10650"),
+    r"W = W_0 + s\,(A \otimes B)", _count_krona, _build_krona,
+)  # fmt: skip
+_add(
+    "dylora", "DyLoRA",
+    Paper("DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free Low-Rank Adaptation", "2210.07558"),
+    r"W = W_0 + \tfrac{\alpha}{b} B_{:,:b} A_{:b},\quad b \sim \{1..r\}", _count_dylora, _build_dylora,
+)  # fmt: skip
+_add(
+    "adalora", "AdaLoRA", Paper("AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512"),
+    r"W = W_0 + P \Lambda Q,\quad \Lambda\ \text{pruned}", _count_adalora, _build_adalora,
+    penalty=_adalora_penalty, after_step=_adalora_step,
+)  # fmt: skip
+_add(
+    "dora", "DoRA", Paper("DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353"),
+    r"W = m \,\frac{W_0 + BA}{\lVert W_0 + BA \rVert_c}", _count_dora, _peft("LoraConfig", use_dora=True),
+)  # fmt: skip
+_add(
+    "lokr", "LoKr", Paper("Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859"),
+    r"W = W_0 + C \otimes (B A)", _count_lokr, _peft("LoKrConfig"),
+)  # fmt: skip
+_add(
+    "loha", "LoHa", Paper("FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098"),
+    r"W = W_0 + (B_1 A_1) \odot (B_2 A_2)", _count_loha, _peft("LoHaConfig"),
+)  # fmt: skip
+_add(
+    "vera", "VeRA", Paper("VeRA: Vector-based Random Matrix Adaptation", "2310.11454"),
+    r"W = W_0 + \Lambda_b B \Lambda_d A,\quad A, B\ \text{random and shared}", _count_vera, _peft("VeraConfig"),
+    stored=_vera_bytes,
+)  # fmt: skip
+_add(
+    "oft", "OFT", Paper("Controlling Text-to-Image Diffusion by Orthogonal Finetuning", "2306.07280"),
+    r"W = R\, W_0,\quad R^\top R = I", _count_oft, _peft("OFTConfig"),
+)  # fmt: skip
