@@ -133,6 +133,8 @@ class Classifier(PreTrainedModel):
     def __init__(self, encoder: PreTrainedModel, labels: int, head: str = "linear"):
         super().__init__(encoder.config)
         self.encoder = encoder
+        # A method's own term of the training loss, of the encoder.
+        self.penalty = None
         self.head = make_head(head, encoder.config.hidden_size, labels)
 
     def pooled(self, input_ids, attention_mask) -> torch.Tensor:
@@ -146,6 +148,8 @@ class Classifier(PreTrainedModel):
             features = self.pooled(input_ids, attention_mask)
         logits = self.head(features)
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        if self.penalty is not None and self.training and loss is not None:
+            loss = loss + self.penalty(self.encoder)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

@@ -33,6 +33,8 @@ def quiet() -> None:
     logging.disable_progress_bar()
     # Trainer pins memory by default; on a machine without an accelerator torch warns at every epoch.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # peft asks transformers by a name that is to go.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 def limit_threads() -> None:

@@ -1,10 +1,12 @@
 """`fit`: one model, one task, one method → one Run, on transformers.Trainer."""
 
 import errno
+import math
 import os
 import random
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,6 +101,8 @@ def fit(
 ) -> Run:
     """Fine-tune `model` in place by one of METHODS and return the Run; the head always trains.
 
+    A model that carries the method already goes on training what it has.
+
     recipe: the fields of `Recipe`; learning_rate is required, hparams go to the method.
     features: what `features(model, tokenizer, task)` gave; then only the head runs, on these cached vectors.
     folder: keep a checkpoint an epoch there, and go on from the last one if there is one (same result as without
@@ -110,14 +114,22 @@ def fit(
     quiet()
     if folder is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Several processes train together: give fit(…, folder=…) a folder that all of them can reach.")
-    METHODS[method].apply(model.encoder, **recipe.hparams)
+    hparams = recipe.hparams
+    if "total_step" in METHODS[method].hparams:
+        hparams = {"total_step": _steps(task, recipe)} | hparams
+    carried, _ = getattr(model.encoder, "fine_tuned_by", (None, None))
+    if carried != method or METHODS[method].leaves_structure:
+        # The method's own parameters are drawn here.
+        set_seed(recipe.seed)
+        model.encoder = METHODS[method].apply(model.encoder, **hparams)
+    model.penalty = METHODS[method].penalty
     if features is not None and any(p.requires_grad for p in model.encoder.parameters()):
         raise ValueError(
             f"Cached features need a frozen encoder, and {method!r} trains it. Use method='feature_based'."
         )
     model.head.requires_grad_(True)
     # Checkpoints hold what can change, no copy of the frozen weights.
-    model._keys_to_ignore_on_save = [name for name, p in model.named_parameters() if not p.requires_grad]
+    model._keys_to_ignore_on_save = _unchanging(model)
     try:
         if folder is not None:
             return _train(model, tokenizer, task, method, recipe, features, Path(folder), progress, resumable=True)
@@ -215,6 +227,24 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     )
 
 
+def _unchanging(model) -> list[str]:
+    """Names of frozen parameters, and of buffers that several modules share, which a checkpoint cannot hold."""
+    tensors = model.state_dict(keep_vars=True)
+    places = Counter(tensor.data_ptr() for tensor in tensors.values())
+
+    def unchanging(tensor) -> bool:
+        shared = places[tensor.data_ptr()] > 1
+        return not tensor.requires_grad and (isinstance(tensor, torch.nn.Parameter) or shared)
+
+    return [name for name, tensor in tensors.items() if unchanging(tensor)]
+
+
+def _steps(task: Task, recipe: Recipe) -> int:
+    """Optimizer steps of the whole training."""
+    batches = math.ceil(len(task.train) / recipe.batch_size)
+    return recipe.epochs * math.ceil(batches / recipe.gradient_accumulation)
+
+
 def _last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint: Trainer writes trainer_state.json last."""
     complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
@@ -293,7 +323,10 @@ def _groups(model, recipe: Recipe) -> list[dict]:
 def _callbacks(model, method: str, recipe: Recipe, progress: bool) -> list[TrainerCallback]:
     from transformers import EarlyStoppingCallback
 
+    after_step = METHODS[method].after_step
     chosen = [Progress(f"{METHODS[method].title}, seed {recipe.seed}")] if progress else []
+    if after_step is not None:
+        chosen.append(AfterStep(model, after_step))
     if recipe.gradual_unfreezing:
         chosen.append(GradualUnfreezing(model, recipe.epochs))
     if recipe.patience is not None:
@@ -353,6 +386,16 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **_):
         self.bar.close()
+
+
+class AfterStep(TrainerCallback):
+    """Calls a method's `after_step` while the gradients of the step are still there."""
+
+    def __init__(self, model, after_step):
+        self.model, self.after_step = model, after_step
+
+    def on_optimizer_step(self, args, state, control, **_):
+        self.after_step(self.model.encoder, state.global_step + 1)
 
 
 class GradualUnfreezing(TrainerCallback):

@@ -93,8 +93,8 @@ class LadderSideTuned(nn.Module):
     """A frozen model that only looks, and a small trained network beside it (arXiv 2206.06522, section 3).
 
     Side block i reads μ_i · down_i(h_i) + (1 − μ_i) · its predecessor's output, with h_i the model's own hidden state
-    and μ_i = σ(gate_i / temperature). No gradient enters the model. The side blocks are plain pre-norm transformer blocks
-    with random weights; the paper prunes them out of the model.
+    and μ_i = σ(gate_i / temperature). No gradient enters the model. The side blocks are plain pre-norm transformer
+    blocks with random weights; the paper prunes them out of the model.
     """
 
     def __init__(self, backbone: nn.Module, reduction_factor: int, temperature: float):

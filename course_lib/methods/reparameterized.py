@@ -105,23 +105,38 @@ def _count_qlora(
 
 
 def _build_qlora(model, *, bnb_4bit_quant_type, bnb_4bit_use_double_quant, **hparams):
-    from bitsandbytes.nn import Linear4bit
+    return wrap(quantize(model, bnb_4bit_quant_type, bnb_4bit_use_double_quant), "LoraConfig", **hparams)
 
+
+def quantize(model, quant_type: str = "nf4", double: bool = True):
+    """The model with its linear layers in 4 bits, in place; output head, embeddings, norms and biases stay.
+
+    So do the layers that the architecture wants in fp32 (T5's wo). double: quantize the quantization constants too.
+    """
+    wide = getattr(model, "_keep_in_fp32_modules", None) or ()
     for name in targets(model.config, "all-linear"):
-        linear = model.get_submodule(name)
-        quantized = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=linear.weight.dtype,
-            compress_statistics=bnb_4bit_use_double_quant,
-            quant_type=bnb_4bit_quant_type,
-            device="meta",
-        )
-        quantized.load_state_dict(linear.state_dict(), assign=True)
-        # Moving the layer to a device, even to its own, is what packs the weights.
-        model.set_submodule(name, quantized.requires_grad_(False).to(linear.weight.device))
-    return wrap(model, "LoraConfig", **hparams)
+        if name.rsplit(".", 1)[-1] not in wide:
+            model.set_submodule(name, _quantized(model.get_submodule(name), quant_type, double))
+    return model
+
+
+def _quantized(linear: nn.Linear, quant_type: str, double: bool) -> nn.Module:
+    """The layer with its weight in 4 bits; a layer on the meta device keeps its shape."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    quantized = Linear4bit(linear.in_features, linear.out_features, compute_dtype=linear.weight.dtype, device="meta")
+    quantized.weight = Params4bit(
+        linear.weight.data,
+        requires_grad=False,
+        compress_statistics=double,
+        quant_type=quant_type,
+        module=quantized,
+    )
+    # Else one forward pass in eval mode on some processors repacks the weights, and no gradient passes them any more.
+    quantized.support_avx512bf16_for_cpu = False
+    quantized.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
+    # Moving the layer to a device, even to the one it is on, is what packs the weight.
+    return quantized if linear.weight.is_meta else quantized.to(linear.weight.device)
 
 
 def _count_adalora(
@@ -167,7 +182,10 @@ def _build_adalora(model, *, total_step, **hparams):
 
 
 def _adalora_penalty(model) -> torch.Tensor:
-    """The distance of each P and Q from orthogonal, times `orth_reg_weight` (arXiv 2303.10512, equation 4)."""
+    """The distance of each P and Q from orthogonal, times `orth_reg_weight` (arXiv 2303.10512, equation 4).
+
+    For models that have no loss of their own; to a language model's loss peft adds it by itself.
+    """
     weight = model.peft_config["default"].orth_reg_weight
     total, parts = 0.0, 0
     for name, p in model.named_parameters():
@@ -478,11 +496,15 @@ _add(
 )  # fmt: skip
 _add(
     "dylora", "DyLoRA",
-    Paper("DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free Low-Rank Adaptation", "2210.07558"),
+    Paper(
+        "DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free Low-Rank Adaptation",
+        "2210.07558",
+    ),
     r"W = W_0 + \tfrac{\alpha}{b} B_{:,:b} A_{:b},\quad b \sim \{1..r\}", _count_dylora, _build_dylora,
 )  # fmt: skip
 _add(
-    "adalora", "AdaLoRA", Paper("AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512"),
+    "adalora", "AdaLoRA",
+    Paper("AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512"),
     r"W = W_0 + P \Lambda Q,\quad \Lambda\ \text{pruned}", _count_adalora, _build_adalora,
     penalty=_adalora_penalty, after_step=_adalora_step,
 )  # fmt: skip
@@ -491,11 +513,13 @@ _add(
     r"W = m \,\frac{W_0 + BA}{\lVert W_0 + BA \rVert_c}", _count_dora, _peft("LoraConfig", use_dora=True),
 )  # fmt: skip
 _add(
-    "lokr", "LoKr", Paper("Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859"),
+    "lokr", "LoKr",
+    Paper("Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859"),
     r"W = W_0 + C \otimes (B A)", _count_lokr, _peft("LoKrConfig"),
 )  # fmt: skip
 _add(
-    "loha", "LoHa", Paper("FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098"),
+    "loha", "LoHa",
+    Paper("FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098"),
     r"W = W_0 + (B_1 A_1) \odot (B_2 A_2)", _count_loha, _peft("LoHaConfig"),
 )  # fmt: skip
 _add(

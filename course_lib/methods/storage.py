@@ -6,7 +6,7 @@ from pathlib import Path
 from course_lib.errors import CourseError
 from course_lib.methods import METHODS
 from course_lib.methods.prompts import serve_one_task
-from course_lib.methods.reparameterized import AddedLinear
+from course_lib.methods.reparameterized import AddedLinear, quantize
 
 import torch
 from peft import PeftModel
@@ -48,6 +48,9 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
         ) from error
     method, hparams = METHODS[written["method"]], written["hparams"]
     if not (folder / TENSORS).exists():
+        if method.name == "qlora":
+            settings = method.complete(hparams)
+            quantize(model, settings["bnb_4bit_quant_type"], settings["bnb_4bit_use_double_quant"])
         loaded = PeftModel.from_pretrained(model, folder)
         serve_one_task(loaded)
         loaded.fine_tuned_by = (method.name, hparams)
