@@ -230,7 +230,7 @@ def _block_depth(name: str) -> int:
 def _ia3_targets(config, target_modules: Modules, feedforward_modules: Modules):
     if (target_modules is None) != (feedforward_modules is None):
         raise ValueError("Give both target_modules and feedforward_modules, or neither; feedforward_modules may be [].")
-    found = targets(config, target_modules, defaults("ia3"))
+    found = targets(config, target_modules, defaults("ia3_target"))
     if feedforward_modules is None:
         return found, targets(config, None, defaults("ia3_feedforward"))
     if not isinstance(feedforward_modules, str) and not list(feedforward_modules):

@@ -18,7 +18,7 @@ BIASES = ("none", "all", "lora_only")
 
 
 def _chosen(config, method: str, target_modules: Modules, modules_to_save) -> dict[str, Linear]:
-    return without_saved(targets(config, target_modules, defaults(method)), modules_to_save)
+    return without_saved(targets(config, target_modules, defaults(f"{method}_target")), modules_to_save)
 
 
 def _biases(config, bias: str, found: dict[str, Linear]) -> int:
@@ -27,8 +27,7 @@ def _biases(config, bias: str, found: dict[str, Linear]) -> int:
         raise unknown("bias", bias, BIASES)
     shapes = parameter_shapes(config)
     if bias == "all":
-        # peft goes by the name, and so does T5's table of relative positions.
-        return sum(size(shape) for name, shape in shapes.items() if "bias" in name)
+        return sum(size(shape) for name, shape in shapes.items() if name.endswith(".bias"))
     return sum(size(shapes.get(f"{name}.bias", (0,))) for name in found) if bias == "lora_only" else 0
 
 
@@ -428,7 +427,7 @@ def set_rank(model, rank: int) -> None:
 
 
 def _count_krona(config, *, decompose_factor: int = -1, scale: float = 1.0, target_modules: Modules = None) -> int:
-    found = targets(config, target_modules, defaults("lora"))
+    found = targets(config, target_modules, defaults("lora_target"))
     _check_factor(decompose_factor)
     _check_scale(scale=scale)
     pairs = [
@@ -440,7 +439,7 @@ def _count_krona(config, *, decompose_factor: int = -1, scale: float = 1.0, targ
 
 def _build_krona(model, *, decompose_factor, scale, target_modules):
     model.requires_grad_(False)
-    for name, layer in targets(model.config, target_modules, defaults("lora")).items():
+    for name, layer in targets(model.config, target_modules, defaults("lora_target")).items():
         model.set_submodule(name, Kronecker(model.get_submodule(name), layer, decompose_factor, scale))
     return model
 
@@ -452,7 +451,7 @@ def _count_dylora(config, *, r: int = 8, lora_alpha: int = 8, target_modules: Mo
 def _build_dylora(model, *, r, lora_alpha, target_modules):
     model.requires_grad_(False)
     rank = Rank(r)
-    for name, layer in targets(model.config, target_modules, defaults("lora")).items():
+    for name, layer in targets(model.config, target_modules, defaults("lora_target")).items():
         model.set_submodule(name, NestedLoRA(model.get_submodule(name), layer, rank, lora_alpha))
     model.register_forward_pre_hook(rank.draw)
     return model

@@ -77,6 +77,9 @@ def merge(model: nn.Module) -> nn.Module:
         raise ValueError(f"{METHODS[name].title} cannot be merged into the weights; save and load it beside them.")
     if isinstance(model, PeftModel):
         return model.merge_and_unload()
+    training = model.training
+    # Diff pruning's gates are drawn in training, and still in evaluation.
+    model.eval()
     with torch.no_grad():
         for path, module in list(model.named_modules()):
             if isinstance(module, AddedLinear):
@@ -84,7 +87,7 @@ def merge(model: nn.Module) -> nn.Module:
             elif parametrize.is_parametrized(module):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     del model.fine_tuned_by
-    return model
+    return model.train(training)
 
 
 def _applied(model: nn.Module) -> tuple[str, dict]:

@@ -1,6 +1,6 @@
 """The bridge to the peft library: its configs, applied to the course's models."""
 
-from course_lib.methods.shapes import has_lm_head
+from course_lib.methods.shapes import has_lm_head, uses_conv1d
 
 
 def task_type(config) -> str:
@@ -14,14 +14,15 @@ def wrap(model, config_name: str, **hparams):
     """The model in a peft model with the config of that name, e.g. wrap(model, "LoraConfig", r=8)."""
     import peft
 
-    return peft.get_peft_model(model, getattr(peft, config_name)(task_type=task_type(model.config), **hparams))
+    kind = getattr(peft, config_name)
+    if uses_conv1d(model.config) and hasattr(kind, "fan_in_fan_out"):
+        # Conv1D keeps its weight the other way round; peft finds out too, with a warning.
+        hparams["fan_in_fan_out"] = True
+    return peft.get_peft_model(model, kind(task_type=task_type(model.config), **hparams))
 
 
 def defaults(method: str) -> dict[str, list[str]]:
-    """peft's default target modules of a method ("lora", "ia3_feedforward", …): model type → names."""
+    """peft's default targets of a method, "lora_target", "ia3_feedforward", …: model type → names of modules."""
     from peft.utils import constants
 
-    kind = "_".join([part.upper() for part in method.split("_")])
-    return getattr(
-        constants, f"TRANSFORMERS_MODELS_TO_{kind}_{'MODULES' if 'FEED' in kind else 'TARGET_MODULES'}_MAPPING"
-    )
+    return getattr(constants, f"TRANSFORMERS_MODELS_TO_{method.upper()}_MODULES_MAPPING")
