@@ -1,6 +1,7 @@
 """The `course` command."""
 
 import argparse
+import ast
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,52 @@ def doctor(arguments) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
+def count(arguments) -> int:
+    """Print what a method, or every one, trains and keeps on a published architecture."""
+    from course_lib import models
+    from course_lib.methods import METHODS
+    from course_lib.plots import human_bytes
+
+    config = models.config(arguments.model)
+    total = METHODS["full"].count(config)
+    if arguments.all:
+        if arguments.method or arguments.hparams:
+            raise ValueError("--all takes every method as it is; leave out the method and name=value.")
+        print(f"{arguments.model}: {total:,} parameters. Methods with their default hyper-parameters:\n")
+        print(f"{'method':<25}{'family':<18}{'trains':>16}{'share':>12}{'file, fp32':>12}  merges")
+        for name, method in METHODS.items():
+            try:
+                trained, kept = method.count(config), human_bytes(method.file_bytes(config))
+            except ValueError as reason:
+                print(f"{name:<25}{method.family:<18}  {str(reason).split(':')[0].split('. ')[0]}")
+                continue
+            merges = "yes" if method.mergeable else "no"
+            print(f"{name:<25}{method.family:<18}{trained:>16,}{trained / total:>12.4%}{kept:>12}  {merges}")
+        return 0
+    if arguments.method is None:
+        raise ValueError("Name a method, or give --all. Known: " + ", ".join(sorted(METHODS)) + ".")
+    method, hparams = METHODS[arguments.method], dict(map(_hparam, arguments.hparams))
+    trained = method.count(config, **hparams)
+    print(f"{method.title} on {arguments.model} ({method.paper.title}, {method.paper.id})")
+    print(f"trains   {trained:,} of {total:,} parameters, {trained / total:.4%}")
+    print(f"file     {human_bytes(method.file_bytes(config, **hparams))} for each task, in fp32")
+    print(f"merges   {'yes: no cost at inference' if method.mergeable else 'no'}")
+    return 0
+
+
+def _hparam(text: str) -> tuple[str, object]:
+    """name=value of a command line: a number, True, False, None, a word, or words with commas between them."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(
+            f"{text!r} is no hyper-parameter: write name=value, such as r=8 or target_modules=q_proj,v_proj."
+        )
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value.split(",") if "," in value or (name.endswith("modules") and value != "all-linear") else value
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="course", description="Fine-Tuning, Measured: tools of the course.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -65,6 +112,13 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("doctor", help="look at this machine and say what is wrong and how to mend it")
     one.add_argument("--packages", action="store_true", help="check the installed packages only; print problems only")
     one.set_defaults(run=doctor)
+
+    one = commands.add_parser("count", help="count what a method trains on a published architecture")
+    one.add_argument("model", help="an architecture, such as llama-3-8b")
+    one.add_argument("method", nargs="?", help="a method, such as lora")
+    one.add_argument("hparams", nargs="*", metavar="name=value", help="its hyper-parameters, such as r=16")
+    one.add_argument("--all", action="store_true", help="a table of every method")
+    one.set_defaults(run=count)
 
     one = commands.add_parser("execute", help="run notebooks and store their outputs, normalised")
     one.add_argument("notebook", nargs="*", help="notebook files; all lessons if none is named")

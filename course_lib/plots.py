@@ -240,30 +240,124 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, alt: str
     return _picture(4.8, 4.2, alt, {"matrix": matrix.tolist()}, draw)
 
 
-def course_map(lessons: Mapping[str, str], methods, families: Mapping[str, str]) -> Picture:
-    """The families of fine-tuning, the methods that the registry has of each, and the lesson that teaches them."""
+def ranked(
+    scores: Mapping[str, Sequence[float]],
+    groups: Mapping[str, str],
+    *,
+    x: str,
+    title: str,
+    alt: str,
+    baseline: tuple[str, float] | None = None,
+) -> Picture:
+    """Mean ± standard deviation over the seeds, one row a name, the best on top; groups: name → its colour's meaning.
+
+    scores[name] has one value a seed, in 0..1.
+    """
+    names = sorted(scores, key=lambda name: np.mean(scores[name]))
+    kinds = list(dict.fromkeys(groups.values()))
+
+    def draw(axes):
+        for i, kind in enumerate(kinds):
+            rows = [row for row, name in enumerate(names) if groups[name] == kind]
+            means = [np.mean(scores[names[row]]) for row in rows]
+            spread = [np.std(scores[names[row]], ddof=1) for row in rows]
+            axes.errorbar(means, rows, xerr=spread, label=kind, capsize=3, **_look(i) | {"linestyle": "none"})
+        if baseline:
+            axes.axvline(baseline[1], color="#555555", linestyle=":", label=baseline[0])
+        axes.set_yticks(range(len(names)), names)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+        axes.grid(axis="y", linestyle=":")
+        axes.set(xlabel=x, title=title)
+        axes.figure.legend(loc="outside lower center", ncols=3, fontsize=10)
+
+    return _picture(7.6, 1.6 + 0.3 * len(names), alt, {name: list(scores[name]) for name in names[::-1]}, draw)
+
+
+def pareto(
+    costs: Mapping[str, float],
+    scores: Mapping[str, Sequence[float]],
+    groups: Mapping[str, str],
+    front: Sequence[str],
+    *,
+    x: str,
+    y: str,
+    title: str,
+    alt: str,
+    show: Callable[[float], str] = human,
+    named: Sequence[str] = (),
+) -> Picture:
+    """Score (mean ± standard deviation over seeds, 0..1) against one cost on a log axis, and the front drawn through.
+
+    groups: name → its colour's meaning; front: the names that nothing beats, cheapest first; they are named in the
+    figure, and so are those in `named`.
+    """
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    kinds = list(dict.fromkeys(groups.values()))
+
+    def draw(axes):
+        axes.plot([costs[n] for n in front], [means[n] for n in front], color="#888888", linewidth=1.2, zorder=1)
+        for i, kind in enumerate(kinds):
+            chosen = [name for name in scores if groups[name] == kind]
+            axes.errorbar(
+                [costs[n] for n in chosen],
+                [means[n] for n in chosen],
+                yerr=[np.std(scores[n], ddof=1) for n in chosen],
+                label=kind,
+                capsize=3,
+                **_look(i) | {"linestyle": "none"},
+            )
+        for name in dict.fromkeys([*front, *named]):
+            axes.annotate(
+                name,
+                (costs[name], means[name]),
+                xytext=(-6, 8) if name in front else (6, -14),
+                textcoords="offset points",
+                ha="right" if name in front else "left",
+                fontsize=9,
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+        axes.margins(x=0.14, y=0.1)
+        axes.set(xlabel=x, ylabel=y, title=title)
+        axes.figure.legend(loc="outside lower center", ncols=5, fontsize=10)
+
+    data = {name: {"cost": costs[name], "scores": list(scores[name]), "front": name in front} for name in scores}
+    return _picture(8.2, 5.2, alt, data, draw)
+
+
+def family_tree(
+    methods, families: Mapping[str, str], untrained: Sequence[str], column: Mapping[str, str], heading: str
+) -> Picture:
+    """The families of fine-tuning, the registry's methods under each, and a text beside every method.
+
+    untrained: what stands under the first family, which has no methods; column: method name → the text under heading.
+    """
     rows = []
     for family in families:
-        chosen = [method for method in methods.values() if method.family == family]
-        taught = [(family, method.title, lessons.get(method.lesson, method.lesson)) for method in chosen]
-        rows += taught or [(family, "", "")]
+        found = [
+            (family, method.title, column.get(name, "")) for name, method in methods.items() if method.family == family
+        ]
+        rows += found or [(family, title, "") for title in untrained]
+    # A little air between families.
+    places = [row + 0.6 * list(families).index(family) for row, (family, _, _) in enumerate(rows)]
 
     def draw(axes):
         axes.axis("off")
-        axes.set(xlim=(0, 10), ylim=(len(rows) - 0.3, -1))
-        for at, head in ((0, "what moves"), (4.7, "method"), (7.3, "lesson")):
-            axes.text(at, -0.8, head, color="#555555", va="center")
+        axes.set(xlim=(0, 10), ylim=(places[-1] + 0.7, -1.4))
+        for at, head in ((0, "what moves"), (4.7, "method"), (7.6, heading)):
+            axes.text(at, -1, head, color="#555555", va="center")
         first = {}
-        for y, (family, title, lesson) in enumerate(rows):
+        for y, (family, title, text) in zip(places, rows, strict=True):
             first.setdefault(family, y)
-            if title:
-                colour = COLOURS[list(families).index(family)]
-                axes.plot([4.1, 4.6], [first[family], y], color=colour, marker="o", markersize=4)
-            axes.text(4.7, y, title or "in a later lesson", va="center", color="black" if title else "#666666")
-            axes.text(7.3, y, lesson, va="center")
+            colour = COLOURS[list(families).index(family)]
+            axes.plot([4.1, 4.6], [first[family], y], color=colour, marker="o", markersize=4, linewidth=1.4)
+            axes.text(4.7, y, title, va="center")
+            axes.text(7.6, y, text, va="center")
         for family, y in first.items():
-            axes.text(0, y - 0.12, family, va="center", weight="bold")
-            axes.text(0, y + 0.26, families[family], va="center", fontsize=9, color="#444444")
+            axes.text(0, y, family, va="center", weight="bold")
+            axes.text(0, y + 0.75, families[family], va="center", fontsize=9, color="#444444")
 
-    alt = "The families of fine-tuning methods, the methods that the course has so far, and the lesson for each."
-    return _picture(9.4, 0.8 + 0.6 * len(rows), alt, {"rows": rows}, draw)
+    alt = f"{len(rows)} ways to fine-tune in {len(families)} families, and for each: {heading}."
+    return _picture(10, 0.8 + 0.3 * places[-1], alt, {"rows": rows}, draw)

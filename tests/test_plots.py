@@ -4,7 +4,7 @@ import base64
 import struct
 
 from course_lib import plots
-from course_lib.methods import FAMILIES, METHODS
+from course_lib.methods import FAMILIES, METHODS, UNTRAINED
 from course_lib.plots import Picture, human, human_bytes
 from course_lib.widgets import Explorer
 
@@ -45,6 +45,19 @@ PICTURES = {
         lambda: plots.tradeoff(POINTS, SCORES, y="accuracy", baseline=("dummy", 0.33), **TEXT),
         {name: POINTS[name] | {"scores": SCORES[name]} for name in POINTS},
     ),
+    "ranked": (
+        lambda: plots.ranked(SCORES, {"full": "all", "head": "some"}, x="accuracy", baseline=("dummy", 0.3), **TEXT),
+        {"full": [0.8, 0.82], "head": [0.7, 0.74]},
+    ),
+    "pareto": (
+        lambda: plots.pareto(
+            {"full": 2e7, "head": 1e3}, SCORES, {"full": "all", "head": "some"}, ["head"], x="n", y="a", **TEXT
+        ),
+        {
+            "full": {"cost": 2e7, "scores": [0.8, 0.82], "front": False},
+            "head": {"cost": 1e3, "scores": [0.7, 0.74], "front": True},
+        },
+    ),
     "confusion": (
         lambda: plots.confusion(MATRIX, ["negative", "mixed", "positive"], **TEXT),
         {"matrix": [[5, 1, 0], [2, 4, 1], [0, 0, 6]]},
@@ -70,15 +83,15 @@ def test_picture_has_image_words_and_numbers(name):
 
 
 @pytest.mark.filterwarnings("error")
-def test_course_map_names_every_family_and_method():
-    lesson = METHODS["full"].lesson
-    picture, again = (plots.course_map({lesson: "Lesson 1"}, METHODS, FAMILIES) for _ in range(2))
-    families, titles, lessons = zip(*picture.data["rows"], strict=True)
+def test_family_tree_names_every_family_and_method():
+    column = {"lora": "beside it"}
+    picture, again = (plots.family_tree(METHODS, FAMILIES, UNTRAINED, column, "a heading") for _ in range(2))
+    families, titles, texts = zip(*picture.data["rows"], strict=True)
     assert picture == again
     assert list(dict.fromkeys(families)) == list(FAMILIES)
-    assert {method.title for method in METHODS.values()} <= set(titles)
-    assert "Lesson 1" in lessons
-    assert picture.alt and size(picture.png)[0] == picture.width
+    assert {*UNTRAINED, *(method.title for method in METHODS.values())} == set(titles)
+    assert texts[titles.index("LoRA")] == "beside it" and "a heading" in picture.alt
+    assert size(picture.png)[0] == picture.width
 
 
 def test_other_numbers_give_another_image():

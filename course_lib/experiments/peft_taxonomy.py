@@ -22,6 +22,8 @@ SEEDS = (0, 1, 2, 3, 4)
 EPOCHS = 3
 # Half-decades; an entry starts at its own rate and moves to the better neighbour until both are worse.
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+# BitFit's authors speak of small data: so many examples, with more passes over them.
+FEW, FEW_EPOCHS = 128, 24
 # Steps cost the same each time: this many examples tell the speed.
 TIMED = 160
 REPEATS = 3
@@ -71,13 +73,16 @@ ENTRIES = {
 
 
 def make_spec(entry: str, learning_rate: float, seed: int = 0, **part) -> dict:
-    """What a run is asked for, its hyper-parameters included; part: timing (the number of a timing run)."""
+    """What a run is asked for, its hyper-parameters included.
+
+    part: timing (the number of a timing run), n_train (a smaller training set).
+    """
     chosen = ENTRIES[entry]
     return {
         "task": TASK,
         "entry": entry,
         "hparams": chosen.hparams,
-        "epochs": EPOCHS,
+        "epochs": FEW_EPOCHS if "n_train" in part else EPOCHS,
         "learning_rate": learning_rate,
         "seed": seed,
         **part,
@@ -93,6 +98,8 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     task = tasks.load(spec["task"])
     if "timing" in spec:
         task = task.smaller(train=TIMED, validation=32, test=32)
+    if "n_train" in spec:
+        task = task.smaller(train=spec["n_train"], validation=100, seed=spec["seed"])
     entry = ENTRIES[spec["entry"]]
     phases = {"lt_sft": _lottery_ticket, "diff_pruning": _diff_pruning}.get(entry.method, _one_phase)
     run, model = phases(task, entry, spec, folder)
@@ -194,6 +201,14 @@ def compare(log: RunLog, entries: Iterable[str] = ENTRIES) -> None:
             log.run(make_spec(entry, rate, seed), train)
 
 
+def small(log: RunLog) -> None:
+    """BitFit and full fine-tuning on a few examples, others for each seed."""
+    for entry in ("full", "bitfit"):
+        rate = best_rate(log, entry)
+        for seed in SEEDS:
+            log.run(make_spec(entry, rate, seed, n_train=FEW), train)
+
+
 def timing(log: RunLog, entries: Iterable[str] = ENTRIES) -> None:
     """The speed of every entry, on an otherwise idle machine."""
     for repeat in range(REPEATS):
@@ -204,18 +219,24 @@ def timing(log: RunLog, entries: Iterable[str] = ENTRIES) -> None:
 def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
     compare(log)
+    small(log)
     timing(log)
 
 
 def tuned(runs: list[Run], entry: str) -> list[Run]:
     """The recorded runs of an entry at its tuned rate, one a seed, in order; empty where a seed is missing."""
-    plain = [run for run in select(runs, entry=entry) if "timing" not in run.spec]
+    plain = [run for run in select(runs, entry=entry) if not {"timing", "n_train"} & set(run.spec)]
     first = select(plain, seed=0)
     if not first:
         return []
     best = max(first, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
     chosen = sorted(select(plain, learning_rate=best.spec["learning_rate"]), key=lambda run: run.spec["seed"])
     return chosen if [run.spec["seed"] for run in chosen] == list(SEEDS) else []
+
+
+def on_few(runs: list[Run], entry: str) -> list[Run]:
+    """The recorded runs of an entry on the few examples, in the order of seeds."""
+    return sorted(select(runs, entry=entry, n_train=FEW), key=lambda run: run.spec["seed"])
 
 
 def recorded(runs: list[Run]) -> dict[str, list[Run]]:

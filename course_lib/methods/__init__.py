@@ -18,6 +18,8 @@ FAMILIES = {
     "additive": "new parameters beside the model's own",
     "reparameterized": "a small description of a large change",
 }
+# What the first family has instead of methods: nothing to apply, nothing to count.
+UNTRAINED = ("In-context learning", "Retrieval")
 
 
 @dataclass(frozen=True)
