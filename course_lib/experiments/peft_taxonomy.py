@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from course_lib import models, tasks, training
@@ -193,9 +194,16 @@ def best_rate(log: RunLog, entry: str) -> float:
         at = better
 
 
+def _possible(entry: str) -> bool:
+    if ENTRIES[entry].method == "qlora" and find_spec("bitsandbytes") is None:
+        print(f"{entry}: skipped, bitsandbytes is not installed here")
+        return False
+    return True
+
+
 def compare(log: RunLog, entries: Iterable[str] = ENTRIES) -> None:
-    """Every entry: its rate tuned, then every seed."""
-    for entry in entries:
+    """Every entry: its rate tuned, then every seed; says what it skips."""
+    for entry in filter(_possible, entries):
         rate = best_rate(log, entry)
         for seed in SEEDS:
             log.run(make_spec(entry, rate, seed), train)
@@ -212,7 +220,7 @@ def small(log: RunLog) -> None:
 def timing(log: RunLog, entries: Iterable[str] = ENTRIES) -> None:
     """The speed of every entry, on an otherwise idle machine."""
     for repeat in range(REPEATS):
-        for entry in entries:
+        for entry in filter(_possible, entries):
             log.run(make_spec(entry, ENTRIES[entry].start, timing=repeat), train)
 
 
