@@ -231,14 +231,22 @@ def study(log: RunLog) -> None:
     timing(log)
 
 
+def _plain(runs: list[Run], entry: str) -> list[Run]:
+    return [run for run in select(runs, entry=entry) if not {"timing", "n_train"} & set(run.spec)]
+
+
+def tuning(runs: list[Run], entry: str) -> dict[float, Run]:
+    """Learning rate → the recorded run with seed 0, for every rate that the entry tried."""
+    return {run.spec["learning_rate"]: run for run in select(_plain(runs, entry), seed=0)}
+
+
 def tuned(runs: list[Run], entry: str) -> list[Run]:
     """The recorded runs of an entry at its tuned rate, one a seed, in order; empty where a seed is missing."""
-    plain = [run for run in select(runs, entry=entry) if not {"timing", "n_train"} & set(run.spec)]
-    first = select(plain, seed=0)
-    if not first:
+    tried = {rate: run.best_validation for rate, run in tuning(runs, entry).items()}
+    if not tried:
         return []
-    best = max(first, key=lambda run: (run.best_validation, -run.spec["learning_rate"]))
-    chosen = sorted(select(plain, learning_rate=best.spec["learning_rate"]), key=lambda run: run.spec["seed"])
+    best = max(tried, key=lambda rate: (tried[rate], -rate))
+    chosen = sorted(select(_plain(runs, entry), learning_rate=best), key=lambda run: run.spec["seed"])
     return chosen if [run.spec["seed"] for run in chosen] == list(SEEDS) else []
 
 

@@ -14,8 +14,8 @@ from course_lib.errors import unknown
 FAMILIES = {
     "non-parametric": "nothing is trained: examples or documents go into the prompt",
     "full": "every parameter of the model",
-    "selective": "some of the model's own parameters",
-    "additive": "new parameters beside the model's own",
+    "selective": "some of the model's own parameters change",
+    "additive": "new parts beside the model's own",
     "reparameterized": "a small description of a large change",
 }
 # What the first family has instead of methods: nothing to apply, nothing to count.

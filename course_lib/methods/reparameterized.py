@@ -509,17 +509,17 @@ _add(
 )  # fmt: skip
 _add(
     "dora", "DoRA", Paper("DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353"),
-    r"W = m \,\frac{W_0 + BA}{\lVert W_0 + BA \rVert_c}", _count_dora, _peft("LoraConfig", use_dora=True),
+    r"W = m\,\frac{V}{\lVert V \rVert_c},\quad V = W_0 + \tfrac{\alpha}{r} B A", _count_dora, _peft("LoraConfig", use_dora=True),
 )  # fmt: skip
 _add(
     "lokr", "LoKr",
     Paper("Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859"),
-    r"W = W_0 + C \otimes (B A)", _count_lokr, _peft("LoKrConfig"),
+    r"W = W_0 + \tfrac{\alpha}{r}\, C \otimes (B A)", _count_lokr, _peft("LoKrConfig"),
 )  # fmt: skip
 _add(
     "loha", "LoHa",
     Paper("FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098"),
-    r"W = W_0 + (B_1 A_1) \odot (B_2 A_2)", _count_loha, _peft("LoHaConfig"),
+    r"W = W_0 + \tfrac{\alpha}{r}\, (B_1 A_1) \odot (B_2 A_2)", _count_loha, _peft("LoHaConfig"),
 )  # fmt: skip
 _add(
     "vera", "VeRA", Paper("VeRA: Vector-based Random Matrix Adaptation", "2310.11454"),
@@ -528,5 +528,5 @@ _add(
 )  # fmt: skip
 _add(
     "oft", "OFT", Paper("Controlling Text-to-Image Diffusion by Orthogonal Finetuning", "2306.07280"),
-    r"W = R\, W_0,\quad R^\top R = I", _count_oft, _peft("OFTConfig"),
+    r"W = W_0 R,\quad R^\top R = I,\ R\ \text{block-diagonal}", _count_oft, _peft("OFTConfig"),
 )  # fmt: skip
