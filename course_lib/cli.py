@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 import sys
 import time
 from pathlib import Path
@@ -102,7 +103,8 @@ def _hparam(text: str) -> tuple[str, object]:
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value.split(",") if "," in value or (name.endswith("modules") and value != "all-linear") else value
+        words = re.fullmatch(r"[\w.]+(,[\w.]+)*", value) and value != "all-linear"
+        return name, value.split(",") if words and ("modules" in name or "," in value) else value
 
 
 def parser() -> argparse.ArgumentParser:

@@ -46,13 +46,14 @@ class Run:
     peak_bytes: int | None
     precision: str
     resumed: bool = False
+    kept_last: bool = False
     extra: dict = field(default_factory=dict)
     machine: dict = field(default_factory=dict)
 
     @property
     def best_validation(self) -> float:
-        """The validation accuracy of the epoch that was kept."""
-        return max(self.validation)
+        """The validation accuracy of the epoch that was kept: the best, or for some methods the last."""
+        return self.validation[-1] if self.kept_last else max(self.validation)
 
 
 def device_name() -> str:

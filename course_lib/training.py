@@ -117,11 +117,21 @@ def fit(
     hparams = recipe.hparams
     if "total_step" in METHODS[method].hparams:
         hparams = {"total_step": _steps(task, recipe)} | hparams
-    carried, _ = getattr(model.encoder, "fine_tuned_by", (None, None))
+    if recipe.gradual_unfreezing and method != "full":
+        raise ValueError(
+            f"gradual_unfreezing releases the whole model block by block: it goes with 'full', not {method!r}."
+        )
+    carried, before = getattr(model.encoder, "fine_tuned_by", (None, None))
+    if carried == method and recipe.hparams and recipe.hparams != before:
+        raise ValueError(f"This model carries {method} with {before}, and goes on with that: leave hparams out.")
     if carried != method or METHODS[method].leaves_structure:
         # The method's own parameters are drawn here.
         set_seed(recipe.seed)
         model.encoder = METHODS[method].apply(model.encoder, **hparams)
+    if METHODS[method].count(model.config, **hparams) and not any(p.requires_grad for p in model.encoder.parameters()):
+        raise ValueError(
+            f"What this model carries of {method} is frozen, and cannot train on: start from a fresh model."
+        )
     model.penalty = METHODS[method].penalty
     if features is not None and any(p.requires_grad for p in model.encoder.parameters()):
         raise ValueError(
@@ -177,7 +187,8 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         save_total_limit=1,
         save_only_model=not resumable,
         restore_callback_states_from_checkpoint=True,
-        load_best_model_at_end=True,
+        # A method that changes its own size on a schedule is finished at the end only.
+        load_best_model_at_end=METHODS[method].after_step is None,
         metric_for_best_model="accuracy",
         remove_unused_columns=False,
         label_names=["labels"],
@@ -198,8 +209,9 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         callbacks=[clock, *_callbacks(model, method, recipe, progress)],
     )
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    trainer.optimizer = kind(_groups(model, recipe), **settings)
-    last = _last_checkpoint(folder)
+    trainer.optimizer = kind(_groups(model, method, recipe), **settings)
+    # A method that acts after each step has a memory of its own, which no checkpoint holds: it starts over.
+    last = None if METHODS[method].after_step else _last_checkpoint(folder)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.train(resume_from_checkpoint=last)
@@ -214,17 +226,25 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         accuracy=task.metric(predictions, task.test.labels),
         train_accuracy=task.metric(_predict(model, seen, tokenizer), [row["labels"] for row in seen]),
         validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
+        kept_last=METHODS[method].after_step is not None,
         losses=[row["loss"] for row in history if "loss" in row],
         predictions=predictions,
         trainable=trainable,
         seconds=clock.seconds,
         tokens_per_second=clock.tokens / clock.seconds,
         counted_bytes=counted,
-        predicted_bytes=predict(sum(p.numel() for p in model.parameters()), trainable),
+        predicted_bytes=_predicted(model, trainable),
         peak_bytes=peak,
         precision="bf16 autocast" if bf16 else "fp32",
         resumed=last is not None,
     )
+
+
+def _predicted(model, trainable: int) -> dict[str, int]:
+    """The prediction for this model: weights that are packed in bytes take what they take."""
+    packed = sum(p.numel() for p in model.parameters() if p.dtype == torch.uint8)
+    predicted = predict(sum(p.numel() for p in model.parameters()) - packed, trainable)
+    return predicted | {"weights": predicted["weights"] + packed}
 
 
 def _unchanging(model) -> list[str]:
@@ -241,7 +261,8 @@ def _unchanging(model) -> list[str]:
 
 def _steps(task: Task, recipe: Recipe) -> int:
     """Optimizer steps of the whole training."""
-    batches = math.ceil(len(task.train) / recipe.batch_size)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    batches = math.ceil(len(task.train) / (recipe.batch_size * processes))
     return recipe.epochs * math.ceil(batches / recipe.gradient_accumulation)
 
 
@@ -304,8 +325,9 @@ def _longest(rows: list[dict], recipe: Recipe, tokenizer, device) -> dict:
     return {name: tensor.to(device) for name, tensor in _collate(rows, tokenizer).items()}
 
 
-def _groups(model, recipe: Recipe) -> list[dict]:
-    """Parameter groups: a rate for each depth, no weight decay on biases and norms."""
+def _groups(model, method: str, recipe: Recipe) -> list[dict]:
+    """Parameter groups: a rate for each depth, no weight decay on biases and norms; and what the method wants."""
+    own_rates, undecayed = METHODS[method].own_rates, METHODS[method].undecayed
     top = blocks(model.config)
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
@@ -314,9 +336,11 @@ def _groups(model, recipe: Recipe) -> list[dict]:
         # The head and the top block share the full rate; the embeddings lie below block 0.
         index = block(name)
         depth = 0 if name.startswith("head.") else top - 1 - index if index is not None else top
-        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
-        rate = recipe.learning_rate * recipe.layer_decay**depth
-        groups.setdefault((depth, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(parameter)
+        own = next((rate for part, rate in own_rates.items() if part in name), None)
+        pulled = parameter.ndim > 1 and own is None and not any(part in name for part in undecayed)
+        decay = recipe.weight_decay if pulled else 0.0
+        rate = recipe.learning_rate * recipe.layer_decay**depth if own is None else own
+        groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(parameter)
     return list(groups.values())
 
 

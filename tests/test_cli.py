@@ -212,6 +212,8 @@ def test_count_says_what_is_wrong(arguments, says, capsys):
         (["minilm-l6", "adapter", "placement=pfeiffer", "train_norms=False"], "trains   297,600"),
         (["minilm-l6", "threshold_mask"], "file     1.33 MB"),
         (["minilm-l6", "prompt_tuning"], "merges   no"),
+        (["gpt2", "lora", "modules_to_save=lm_head"], "trains   38,892,288"),
+        (["bert-base-uncased", "lora", "target_modules=.*layer.1..*(query|value)"], "trains   "),
     ],
 )
 def test_count_prints_the_closed_form(arguments, says, capsys):

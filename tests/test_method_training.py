@@ -97,7 +97,7 @@ def test_from_the_first_step_to_a_file_and_back(method, name, tmp_path):
     trained = look(model)
     size = storage.save(model, tmp_path)
     torch.testing.assert_close(look(storage.load(tiny(name), tmp_path)), trained, atol=1e-5, rtol=1e-5)
-    # AdaLoRA's file shrinks with its ranks, and diff pruning's by pruning (tested below).
+    # AdaLoRA's file shrinks with its ranks, and diff pruning's by pruning; both are tested below.
     if method not in ("adalora", "diff_pruning"):
         assert tensor_bytes(tmp_path, size) == METHODS[method].file_bytes(tiny(name).config, **hparams)
     if METHODS[method].mergeable:
@@ -122,7 +122,10 @@ def test_adalora_takes_ranks_away_and_the_file_shrinks(tmp_path):
     train_a_little("adalora", model, steps=18)
     ranks = [int((module.lora_E["default"] != 0).sum()) for module in model.modules() if hasattr(module, "lora_E")]
     assert sum(ranks) <= 2 * len(ranks) and len(set(ranks)) > 1
-    assert storage.save(model, tmp_path / "after") < untrained
+    size = storage.save(model, tmp_path / "after")
+    assert size < untrained
+    assert tensor_bytes(tmp_path / "after", size) == METHODS["adalora"].file_bytes(model.config, **hparams)
+    torch.testing.assert_close(look(storage.load(tiny("minilm-l6"), tmp_path / "after")), look(model))
 
 
 def test_diff_pruning_keeps_the_largest_differences(tmp_path):
@@ -170,11 +173,11 @@ def test_hard_concrete_gates():
     gates = sparse.HardConcrete(torch.zeros(200, 300), alpha_init=0.0, sparsity_pen=1.0)
     torch.manual_seed(0)
     drawn = gates.gate(gates.alpha)
-    # With α = 0 and the interval (−1.5, 1.5): P(z = 0) = σ(log(1.5/1.5)… ) of u below a third, the same for z = 1.
+    # The stretched value lies symmetrically in (−1.5, 1.5): half of it is cut to 0, a sixth above 1.
     closed, opened = (drawn == 0).float().mean().item(), (drawn == 1).float().mean().item()
     assert closed == pytest.approx(0.5, abs=0.01) and opened == pytest.approx(1 / 6, abs=0.01)
-    # The expected number of open gates, of weights and of the group.
-    assert gates.penalty().item() == pytest.approx(0.5 * (200 * 300 + 1))
+    # A weight counts where its own gate and its matrix' gate are open.
+    assert gates.penalty().item() == pytest.approx(0.5 * 0.5 * 200 * 300)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.5])
@@ -217,7 +220,7 @@ def test_dylora_at_every_rank_is_the_lora_of_its_first_rows():
                 lora.lora_A["default"].weight.data = module.lora_a[:rank].clone()
                 lora.lora_B["default"].weight.data = module.lora_b[:, :rank].clone()
         torch.testing.assert_close(look(model), look(cut), atol=1e-5, rtol=1e-5)
-    for rank in (0, 5):
+    for rank in (0, 5, 2.5):
         with pytest.raises(ValueError, match="between 1 and 4"):
             reparameterized.set_rank(model, rank)
     with pytest.raises(ValueError, match="no DyLoRA layers"):
@@ -254,6 +257,15 @@ def test_a_side_network_of_a_language_model_does_not_look_ahead():
     later[:, 4:] = 9
     torch.testing.assert_close(model(ids).logits[:, :4], model(later).logits[:, :4])
     assert model(ids, labels=ids).loss.ndim == 0
+
+
+def test_a_side_network_takes_padding_on_the_left():
+    model, _ = applied("ladder_side_tuning", "llama-3.2-1b")
+    ids, mask = batch()["input_ids"], torch.ones(3, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    model.eval()
+    with torch.no_grad():
+        assert model(ids, attention_mask=mask).logits.isfinite().all()
 
 
 def test_pasta_touches_special_tokens_only():
@@ -305,6 +317,34 @@ def test_storage_refuses_what_it_cannot_do(tmp_path):
     storage.save(applied("bitfit", "minilm-l6")[0], tmp_path)
     with pytest.raises(CourseError, match="saved from another model"):
         storage.load(tiny("gpt2"), tmp_path)
+    (tmp_path / "fine_tuned.json").write_text("{}")
+    with pytest.raises(CourseError, match="holds no fine-tuned model"):
+        storage.load(tiny("minilm-l6"), tmp_path)
+
+
+def test_a_folder_can_be_written_again(tmp_path):
+    for method in ("krona", "lora", "prompt_tuning", "bitfit"):
+        model, _ = applied(method, "minilm-l6")
+        storage.save(model, tmp_path)
+        torch.testing.assert_close(look(storage.load(tiny("minilm-l6"), tmp_path)), look(model))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["lora", "krona", "dylora", "lt_sft", "threshold_mask"])
+def test_a_change_of_a_tied_head_is_not_merged(method):
+    model = METHODS[method].apply(tiny("llama-3.2-1b"), target_modules=["lm_head"])
+    with pytest.raises(ValueError, match="table of embeddings too"):
+        storage.merge(model)
+    untied = METHODS[method].apply(tiny("llama-3-8b"), target_modules=["lm_head"])
+    before = look(untied)
+    torch.testing.assert_close(look(storage.merge(untied)), before, atol=1e-4, rtol=1e-4)
+
+
+def test_merging_leaves_a_plain_model():
+    for method in ("dylora", "lora", "krona"):
+        merged = storage.merge(applied(method, "minilm-l6")[0])
+        assert not hasattr(merged, "fine_tuned_by") and not merged._forward_pre_hooks
+        METHODS["full"].apply(merged)
 
 
 def test_peft_reads_the_files_of_its_own_methods(tmp_path):
@@ -347,3 +387,63 @@ def test_the_seed_draws_a_method_s_own_parameters(few):
         model, tokenizer = models.classifier(len(few.labels))
         found.append(training.fit(model, tokenizer, few, "lora", learning_rate=1e-3, epochs=1, progress=False).losses)
     assert found[0] == found[1]
+
+
+def test_what_was_loaded_can_train_on_or_says_that_it_cannot(few, tmp_path):
+    for method, hparams in (("lora", {}), ("krona", {}), ("p_tuning", {"num_virtual_tokens": 4})):
+        model, tokenizer = models.classifier(len(few.labels))
+        model.encoder = METHODS[method].apply(model.encoder, **hparams)
+        storage.save(model.encoder, tmp_path / method)
+        again, _ = models.classifier(len(few.labels))
+        again.encoder = storage.load(again.encoder, tmp_path / method)
+        if method == "p_tuning":
+            with pytest.raises(ValueError, match="is frozen, and cannot train on"):
+                training.fit(again, tokenizer, few, method, learning_rate=1e-3, epochs=1, progress=False)
+        else:
+            run = training.fit(again, tokenizer, few, method, learning_rate=1e-3, epochs=1, progress=False)
+            assert run.trainable == METHODS[method].count(again.config) + sum(
+                p.numel() for p in again.head.parameters()
+            )
+
+
+def test_fit_refuses_other_sizes_than_a_model_carries(few):
+    model, tokenizer = models.classifier(len(few.labels))
+    model.encoder = METHODS["lora"].apply(model.encoder, r=2)
+    with pytest.raises(ValueError, match="goes on with that: leave hparams out"):
+        training.fit(model, tokenizer, few, "lora", learning_rate=1e-3, epochs=1, hparams={"r": 64})
+
+
+def test_gradual_unfreezing_is_for_full_fine_tuning(few):
+    model, tokenizer = models.classifier(len(few.labels))
+    with pytest.raises(ValueError, match="it goes with 'full', not 'lora'"):
+        training.fit(model, tokenizer, few, "lora", learning_rate=1e-3, epochs=2, gradual_unfreezing=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "part"), [("ia3", "ia3_l"), ("threshold_mask", "scores"), ("diff_pruning", "alpha")]
+)
+def test_weight_decay_leaves_alone_what_is_not_zero_at_rest(few, method, part):
+    model, _ = models.classifier(len(few.labels))
+    model.encoder = METHODS[method].apply(model.encoder)
+    groups = training._groups(model, method, training.Recipe(learning_rate=1e-3))
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            if part in names[id(parameter)]:
+                assert group["weight_decay"] == 0
+                assert group["lr"] == METHODS[method].own_rates.get(part, 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adalora_keeps_its_last_epoch_and_starts_over(few, tmp_path):
+    runs = []
+    for _ in range(2):
+        model, tokenizer = models.classifier(len(few.labels))
+        runs.append(
+            training.fit(
+                model, tokenizer, few, "adalora", learning_rate=1e-2, epochs=2, folder=tmp_path, progress=False,
+                hparams={"tfinal": 1},
+            )
+        )  # fmt: skip
+    assert runs[0].kept_last and runs[0].best_validation == runs[0].validation[-1]
+    assert runs[0].losses == runs[1].losses and not runs[1].resumed

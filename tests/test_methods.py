@@ -145,6 +145,9 @@ def test_count_equals_apply_for_other_hyper_parameters(method, hparams, name):
         ("qwen2.5-0.5b", ["embed_tokens"]),
         ("bert-base-uncased", ["pooler"]),
         ("minilm-l6", ["word_embeddings", "intermediate"]),
+        ("llama-3.2-1b", ["norm"]),
+        ("t5-small", ["layer_norm"]),
+        ("bert-base-uncased", ["pooler", "pooler.dense"]),
     ],
 )
 @pytest.mark.parametrize("method", ["lora", "dora", "adalora", "vera", "ia3", "loha", "lokr", "oft"])
@@ -156,6 +159,38 @@ def test_modules_to_save_are_counted_whole(method, name, saved):
         hparams["target_modules"] = "all-linear"
     model = METHODS[method].apply(models.skeleton(name), **hparams)
     assert METHODS[method].count(models.config(name), **hparams) == trainable(model)
+
+
+def test_biases_in_saved_modules_are_counted_once():
+    hparams = {"target_modules": "all-linear", "bias": "all", "modules_to_save": ["pooler"]}
+    model = METHODS["lora"].apply(models.skeleton("bert-base-uncased"), **hparams)
+    assert METHODS["lora"].count(models.config("bert-base-uncased"), **hparams) == trainable(model)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "hparams"),
+    [
+        ("ia3", "t5-small", {"target_modules": ["o", "wo"], "feedforward_modules": ["o"]}),
+        ("ia3", "bert-base-uncased", {"target_modules": "all-linear", "feedforward_modules": ["output.dense"]}),
+        ("lora", "bert-base-uncased", {"target_modules": ".*attention.*"}),
+        ("lora", "gpt2", {"target_modules": (name for name in ["c_attn", "c_fc"])}),
+    ],
+)
+def test_targets_that_peft_reads_otherwise(method, name, hparams):
+    hparams = {key: list(value) if not isinstance(value, str) else value for key, value in hparams.items()}
+    model = METHODS[method].apply(models.skeleton(name), **hparams)
+    assert METHODS[method].count(models.config(name), **hparams) == trainable(model)
+
+
+def test_a_model_with_more_than_its_config_says_is_refused():
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(models.config("bert-base-uncased"))
+    before = trainable(model)
+    with pytest.raises(ValueError, match="BertForSequenceClassification is not the plain model"):
+        METHODS["krona"].apply(model)
+    assert trainable(model) == before
 
 
 @pytest.mark.parametrize("target", [["q_proj", "v_proj"], ["k_proj"], ["model.layers.3.mlp.up_proj"], ["lm_head"]])
@@ -261,7 +296,7 @@ BAD = [
     ("lora", {"lora_bias": True, "use_dora": True}, "choose one"),
     ("lora", {"lora_bias": True, "bias": "all"}, "needs bias='none'"),
     ("qlora", {"bnb_4bit_quant_type": "int4"}, "Unknown bnb_4bit_quant_type"),
-    ("adalora", {"init_r": 4, "target_r": 8}, "at most init_r=4"),
+    ("adalora", {"init_r": 4, "target_r": 8}, "less than init_r=4"),
     ("adalora", {"tinit": 50, "tfinal": 50, "total_step": 100}, "leave no step"),
     ("ia3", {"target_modules": ["key"]}, "Give both"),
     ("ia3", {"target_modules": ["key"], "feedforward_modules": ["value"]}, "must be among target_modules"),
@@ -270,6 +305,20 @@ BAD = [
     ("krona", {"scale": 0}, "scale must be greater than 0"),
     ("vera", {"r": 0}, "r must be a whole number of 1 or more"),
     ("oft", {"r": 8}, "Give r .* or oft_block_size"),
+    ("oft", {"oft_block_size": 1}, "nothing to rotate"),
+    ("oft", {"oft_block_size": 2.5}, "oft_block_size must be a whole number"),
+    ("lokr", {"rank_dropout": 5.0}, "rank_dropout must be at least 0 and below 1"),
+    ("adalora", {"beta1": 0.0}, "beta1 must be greater than 0"),
+    ("adalora", {"deltaT": 0.3}, "deltaT must be a whole number"),
+    ("adalora", {"tinit": -5}, "must not be negative"),
+    ("lora", {"init_lora_weights": "loftq"}, "Unknown init_lora_weights 'loftq'"),
+    ("lora", {"lora_alpha": "x"}, "wrong type"),
+    ("lora", {"modules_to_save": "intermediate"}, "must be a list of names"),
+    ("adapter", {"train_norms": "no"}, "train_norms must be True, False, or None"),
+    ("last_layers", {"num_layers": 1.5}, "num_layers must be between 1 and 6"),
+    ("p_tuning", {"encoder_dropout": 2.0}, "encoder_dropout must be at least 0"),
+    ("pasta", {"special_token_ids": (101.5,)}, "must be whole numbers"),
+    ("lt_sft", {"density": float("nan")}, "density must be above 0"),
     ("prompt_tuning", {"num_virtual_tokens": 0}, "num_virtual_tokens must be a whole number"),
     ("prefix_tuning", {"num_virtual_tokens": 512}, "leaves no place for text: this model has 512"),
     ("p_tuning", {"encoder_reparameterization_type": "GRU"}, "Unknown encoder_reparameterization_type"),
@@ -280,7 +329,7 @@ BAD = [
     ("ladder_side_tuning", {"reduction_factor": 1000}, "leaves no side network"),
     ("ladder_side_tuning", {"temperature": 0}, "temperature must be greater than 0"),
     ("pasta", {"special_token_ids": ()}, "names no special tokens"),
-    ("pasta", {"special_token_ids": (99_999,)}, "must lie in 0..30521; got 99999"),
+    ("pasta", {"special_token_ids": (99_999,)}, "must be whole numbers in 0..30521; got 99999"),
     ("lt_sft", {"density": 0}, "density must be above 0"),
     ("lt_sft", {"dense": {}}, "give the state_dict"),
     ("diff_pruning", {"sparsity_pen": -1}, "sparsity_pen must not be negative"),

@@ -5,11 +5,12 @@
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from course_lib.errors import unknown
+from course_lib.methods.shapes import parameter_shapes
 
 FAMILIES = {
     "non-parametric": "nothing is trained: examples or documents go into the prompt",
@@ -42,6 +43,8 @@ class Method:
     stored(config, **all hyper-parameters) → bytes of what has to be kept for one task; None: the trained parameters
     in fp32.
     penalty(model) → a term for the loss; after_step(model, step): called after each optimizer step, from 1.
+    undecayed: parts of names of parameters for which 0 is not "no change", and that weight decay must leave alone;
+    own_rates: part of a name → the learning rate that its parameters have whatever the others' is (undecayed too).
     """
 
     name: str
@@ -56,6 +59,8 @@ class Method:
     stored: Callable[..., int] | None = None
     penalty: Callable[[Any], Any] | None = None
     after_step: Callable[[Any, int], None] | None = None
+    undecayed: tuple[str, ...] = ()
+    own_rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.family not in FAMILIES:
@@ -83,14 +88,17 @@ class Method:
                 if not known:
                     raise ValueError(f"{self.name} has no hyper-parameters; got {name!r}.")
                 raise unknown(f"hyper-parameter of {self.name}", name, known)
-        return known | hparams
+        return known | {name: _plain(value) for name, value in hparams.items()}
 
     def count(self, config, **hparams) -> int:
         """Number of trainable parameters, in closed form from the config alone.
 
         Raises ValueError for unknown names, bad values, and architectures that the method has no place in.
         """
-        return self.counter(config, **self.complete(hparams))
+        try:
+            return self.counter(config, **self.complete(hparams))
+        except TypeError as error:
+            raise ValueError(f"{self.name}: one of {hparams} has a wrong type ({error}).") from error
 
     def file_bytes(self, config, **hparams) -> int:
         """Bytes of what has to be kept for one task, tensors only; the trained parameters count 4 bytes each."""
@@ -108,9 +116,19 @@ class Method:
         if before in METHODS and not METHODS[before].leaves_structure:
             raise ValueError(f"This model carries {before} already: load a fresh one, then apply {self.name}.")
         self.count(model.config, **hparams)
+        if {name for name, _ in model.named_parameters()} != set(parameter_shapes(model.config)):
+            raise ValueError(
+                f"{type(model).__name__} is not the plain model that its config describes: apply {self.name} to the "
+                "bare encoder or language model, such as models.encoder() gives."
+            )
         built = self.build(model, **self.complete(hparams))
-        built.fine_tuned_by = (self.name, hparams)
+        built.fine_tuned_by = (self.name, {name: _plain(value) for name, value in hparams.items()})
         return built
+
+
+def _plain(value):
+    """Iterables other than words and dictionaries as lists, which can be read twice and written to a file."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else value
 
 
 class Registry(dict[str, Method]):

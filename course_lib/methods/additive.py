@@ -50,7 +50,8 @@ class BottleneckAdapter(nn.Module):
 
 
 def _adapted(config, placement: str) -> list[str]:
-    """Names of the projections that get an adapter: of both sub-layers (Houlsby) or of the feed-forward (Pfeiffer)."""
+    """Names of the projections that get an adapter: of both sub-layers (arXiv 1902.00751, section 2.1), or of the
+    feed-forward network alone (arXiv 2005.00247; there it stands behind residual and norm, here before them)."""
     if placement not in PLACEMENTS:
         raise unknown("placement", placement, PLACEMENTS)
     attention, feedforward = _SUBLAYERS.get(config.model_type, _DEFAULT_SUBLAYERS)
@@ -70,6 +71,10 @@ def _count_adapter(
     config, *, bottleneck_size: int = 64, placement: str = "houlsby", train_norms: bool | None = None
 ) -> int:
     check_positive(bottleneck_size=bottleneck_size)
+    if train_norms not in (None, True, False):
+        raise ValueError(
+            f"train_norms must be True, False, or None for what the placement's paper does; got {train_norms!r}."
+        )
     adapted, d = _adapted(config, placement), config.hidden_size
     if bottleneck_size >= d:
         raise ValueError(f"bottleneck_size={bottleneck_size} is no bottleneck: it must be less than {d}, the width.")
@@ -94,7 +99,7 @@ class LadderSideTuned(nn.Module):
 
     Side block i reads μ_i · down_i(h_i) + (1 − μ_i) · its predecessor's output, with h_i the model's own hidden state
     and μ_i = σ(gate_i / temperature). No gradient enters the model. The side blocks are plain pre-norm transformer
-    blocks with random weights; the paper prunes them out of the model.
+    blocks without dropout and with random weights; the paper prunes them out of the model.
     """
 
     def __init__(self, backbone: nn.Module, reduction_factor: int, temperature: float):
@@ -106,11 +111,12 @@ class LadderSideTuned(nn.Module):
         self.down = nn.ModuleList(nn.Linear(d, width) for _ in range(layers + 1))
         self.side = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, _heads(config, width), 4 * width, activation="gelu", batch_first=True, norm_first=True
+                width, _heads(config, width), 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
             )
             for _ in range(layers)
         )
         self.gate = nn.Parameter(torch.zeros(layers))
+        self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, d)
         self.to(device=backbone.device, dtype=backbone.dtype)
 
@@ -118,25 +124,33 @@ class LadderSideTuned(nn.Module):
     def device(self) -> torch.device:
         return self.gate.device
 
-    def forward(self, input_ids, attention_mask=None, labels=None, **_):
+    def _hidden_from(self, input_ids, attention_mask, causal: bool) -> torch.Tensor:
+        """What each token must not look at, (batch · heads, length, length); every token may look at itself."""
+        rows, length = input_ids.shape
+        seen = torch.ones(rows, length, length, dtype=torch.bool, device=input_ids.device)
+        if attention_mask is not None:
+            seen &= attention_mask.bool().unsqueeze(1)
+        if causal:
+            seen = seen.tril()
+        seen |= torch.eye(length, dtype=torch.bool, device=seen.device)
+        return ~seen.repeat_interleave(self.side[0].self_attn.num_heads, dim=0)
+
+    def forward(self, input_ids, attention_mask=None, labels=None, output_hidden_states=True):
         head = self.backbone.get_output_embeddings()
         trunk = self.backbone if head is None else self.backbone.base_model
         with torch.no_grad():
             seen = trunk(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
-        masks = {}
-        if attention_mask is not None:
-            masks["src_key_padding_mask"] = attention_mask == 0
-        if head is not None:
-            length = input_ids.shape[1]
-            masks["src_mask"] = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).triu(1)
+        hidden = self._hidden_from(input_ids, attention_mask, causal=head is not None)
         state = self.down[0](seen[0])
         for i, layer in enumerate(self.side):
             share = torch.sigmoid(self.gate[i] / self.temperature)
-            state = layer(share * self.down[i + 1](seen[i + 1]) + (1 - share) * state, **masks)
-        state = self.up(state)
+            state = layer(share * self.down[i + 1](seen[i + 1]) + (1 - share) * state, src_mask=hidden)
+        state = self.up(self.norm(state))
         if head is None:
             return BaseModelOutput(last_hidden_state=state, hidden_states=seen)
         logits = head(state)
+        if cap := getattr(self.config, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.backbone.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
@@ -159,15 +173,16 @@ def _count_ladder(config, *, reduction_factor: int = 8, temperature: float = 0.1
     d, layers = config.hidden_size, blocks(config)
     if d // reduction_factor < 1:
         raise ValueError(f"reduction_factor={reduction_factor} leaves no side network: it must be {d} or less.")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0; got {temperature}.")
     w = d // reduction_factor
-    # A block has 12 w² weights and 13 w biases and norms; ladders go down, one more than blocks, and one goes up.
-    return layers * (12 * w * w + 13 * w) + (layers + 1) * (d * w + w) + layers + (w * d + d)
+    # A block has 12 w² weights and 13 w biases and norms; ladders go down, one more than blocks; norm, and one goes up.
+    return layers * (12 * w * w + 13 * w) + (layers + 1) * (d * w + w) + layers + 2 * w + (w * d + d)
 
 
 class SpecialTokenVectors(nn.Module):
-    """Vectors (blocks, kinds, width) that are added to the hidden states of the special tokens before each block."""
+    """Vectors (blocks, kinds, width) that are added to the hidden states of the special tokens before each block
+    (arXiv 2210.04382). One for each kind of token; the authors tell the first separator from the second, too."""
 
     def __init__(self, layers: int, ids: tuple[int, ...], like: torch.Tensor):
         super().__init__()
@@ -194,12 +209,14 @@ class SpecialTokenVectors(nn.Module):
 def _special_ids(config, given: tuple[int, ...] | None) -> tuple[int, ...]:
     names = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
     ids = given if given is not None else [getattr(config, name, None) for name in names]
-    ids = tuple(dict.fromkeys(token for token in ids if token is not None))
+    # Some models have several tokens that end a text.
+    flat = [token for entry in ids for token in (entry if isinstance(entry, list) else [entry])]
+    ids = tuple(dict.fromkeys(token for token in flat if token is not None))
     if not ids:
         raise ValueError("This config names no special tokens: give special_token_ids=(…), from the tokenizer.")
     for token in ids:
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(f"special_token_ids must lie in 0..{config.vocab_size - 1}; got {token}.")
+        if not isinstance(token, int) or not 0 <= token < config.vocab_size:
+            raise ValueError(f"special_token_ids must be whole numbers in 0..{config.vocab_size - 1}; got {token}.")
     return ids
 
 
@@ -257,6 +274,12 @@ def _count_ia3(
     return scales + saved(config, modules_to_save)
 
 
+def _build_ia3(model, *, target_modules, feedforward_modules, **hparams):
+    found, inner = _ia3_targets(model.config, target_modules, feedforward_modules)
+    # By their full names: peft's own match of feedforward_modules takes parts of words.
+    return wrap(model, "IA3Config", target_modules=list(found), feedforward_modules=list(inner), **hparams)
+
+
 METHODS.add(
     Method(
         name="adapter",
@@ -307,7 +330,8 @@ METHODS.add(
         formula=r"k' = l_k \odot k,\quad v' = l_v \odot v,\quad u' = l_\mathrm{ff} \odot u",
         mergeable=True,
         lesson="02_peft_taxonomy",
-        build=lambda model, **hparams: wrap(model, "IA3Config", **hparams),
+        build=_build_ia3,
         counter=_count_ia3,
+        undecayed=("ia3_l",),
     )
 )

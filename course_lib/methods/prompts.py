@@ -53,6 +53,8 @@ def _count_p_tuning(
     h = d if encoder_hidden_size is None else encoder_hidden_size
     check_positive(encoder_hidden_size=h, encoder_num_layers=encoder_num_layers)
     embedding = _count_prompt(config, num_virtual_tokens=num_virtual_tokens)
+    if not 0 <= encoder_dropout < 1:
+        raise ValueError(f"encoder_dropout must be at least 0 and below 1; got {encoder_dropout}.")
     if encoder_reparameterization_type not in ENCODERS:
         raise unknown("encoder_reparameterization_type", encoder_reparameterization_type, ENCODERS)
     if encoder_reparameterization_type == "MLP":

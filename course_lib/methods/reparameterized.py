@@ -8,26 +8,29 @@ import math
 from course_lib.errors import unknown
 from course_lib.methods import METHODS, Method, Paper
 from course_lib.methods.shapes import Linear, parameter_shapes, size, uses_conv1d
-from course_lib.methods.targets import Modules, check_positive, check_rank, saved, targets, without_saved
+from course_lib.methods.targets import Modules, check_positive, check_rank, saved, saved_names, targets, without_saved
 from course_lib.methods.with_peft import defaults, wrap
 
 import torch
 from torch import nn
 
 BIASES = ("none", "all", "lora_only")
+# peft has more, which need data or other weights.
+INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "pissa")
 
 
 def _chosen(config, method: str, target_modules: Modules, modules_to_save) -> dict[str, Linear]:
     return without_saved(targets(config, target_modules, defaults(f"{method}_target")), modules_to_save)
 
 
-def _biases(config, bias: str, found: dict[str, Linear]) -> int:
+def _biases(config, bias: str, found: dict[str, Linear], modules_to_save) -> int:
     """Biases of the model itself that train too."""
     if bias not in BIASES:
         raise unknown("bias", bias, BIASES)
     shapes = parameter_shapes(config)
     if bias == "all":
-        return sum(size(shape) for name, shape in shapes.items() if name.endswith(".bias"))
+        whole = saved_names(config, modules_to_save)
+        return sum(size(shape) for name, shape in shapes.items() if name.endswith(".bias") and name not in whole)
     return sum(size(shapes.get(f"{name}.bias", (0,))) for name in found) if bias == "lora_only" else 0
 
 
@@ -49,13 +52,15 @@ def _count_lora(
     check_rank("r", r, found)
     _check_scale(lora_alpha=lora_alpha)
     _check_dropout(lora_dropout=lora_dropout)
+    if init_lora_weights not in INITIALIZATIONS:
+        raise unknown("init_lora_weights", init_lora_weights, map(str, INITIALIZATIONS))
     if lora_bias and use_dora:
         raise ValueError("peft has no lora_bias=True together with use_dora=True: choose one.")
     if bias != "none" and lora_bias and bias in BIASES:
         raise ValueError("lora_bias=True needs bias='none'.")
     count = sum(r * (layer.inputs + layer.outputs) for layer in found.values())
     extra = sum(layer.outputs for layer in found.values()) * (bool(use_dora) + bool(lora_bias))
-    return count + extra + _biases(config, bias, found) + saved(config, modules_to_save)
+    return count + extra + _biases(config, bias, found, modules_to_save) + saved(config, modules_to_save)
 
 
 def _check_scale(**values: float) -> None:
@@ -158,15 +163,26 @@ def _count_adalora(
     found = _chosen(config, "adalora", target_modules, modules_to_save)
     check_rank("init_r", init_r, found)
     check_rank("target_r", target_r, found)
-    _check_scale(lora_alpha=lora_alpha, deltaT=deltaT)
+    check_positive(deltaT=deltaT)
+    _check_scale(lora_alpha=lora_alpha, beta1=beta1, beta2=beta2)
     _check_dropout(lora_dropout=lora_dropout, beta1=beta1, beta2=beta2)
-    if target_r > init_r:
-        raise ValueError(f"target_r={target_r} must be at most init_r={init_r}: AdaLoRA only takes ranks away.")
+    if target_r >= init_r:
+        raise ValueError(f"target_r={target_r} must be less than init_r={init_r}: AdaLoRA takes ranks away.")
+    if min(tinit, tfinal) < 0 or not orth_reg_weight >= 0:
+        raise ValueError(
+            f"tinit, tfinal and orth_reg_weight must not be negative; got {tinit}, {tfinal}, {orth_reg_weight}."
+        )
     if total_step is not None and tinit >= total_step - tfinal:
         raise ValueError(
             f"tinit={tinit} and tfinal={tfinal} leave no step of total_step={total_step} in which ranks are taken away."
         )
     return sum(init_r * (layer.inputs + layer.outputs + 1) for layer in found.values()) + saved(config, modules_to_save)
+
+
+def _adalora_bytes(config, *, target_r, target_modules, modules_to_save, **_) -> int:
+    """Of the ranks that are left at the end: target_r for each matrix on average; exact where all have one shape."""
+    found = _chosen(config, "adalora", target_modules, modules_to_save).values()
+    return 4 * (sum(target_r * (layer.inputs + layer.outputs + 1) for layer in found) + saved(config, modules_to_save))
 
 
 def _build_adalora(model, *, total_step, **hparams):
@@ -181,7 +197,8 @@ def _build_adalora(model, *, total_step, **hparams):
 
 
 def _adalora_penalty(model) -> torch.Tensor:
-    """The distance of each P and Q from orthogonal, times `orth_reg_weight` (arXiv 2303.10512, equation 4).
+    """The mean distance of P and Q from orthogonal, times `orth_reg_weight`: peft's form of arXiv 2303.10512's
+    regularizer, which sums squares.
 
     For models that have no loss of their own; to a language model's loss peft adds it by itself.
     """
@@ -211,6 +228,7 @@ def _count_loha(
 ) -> int:
     found = _linear_only(config, "loha", target_modules, modules_to_save)
     check_rank("r", r, found)
+    _check_dropout(rank_dropout=rank_dropout, module_dropout=module_dropout)
     _check_scale(alpha=alpha)
     return sum(2 * r * (layer.inputs + layer.outputs) for layer in found.values()) + saved(config, modules_to_save)
 
@@ -232,7 +250,7 @@ def _factors(dimension: int, decompose_factor: int) -> tuple[int, int]:
 
 
 def _check_factor(decompose_factor: int) -> None:
-    if decompose_factor != -1 and decompose_factor < 1:
+    if not isinstance(decompose_factor, int) or (decompose_factor != -1 and decompose_factor < 1):
         raise ValueError(f"decompose_factor must be 1 or more, or -1 for the most even split; got {decompose_factor}.")
 
 
@@ -250,6 +268,7 @@ def _count_lokr(
 ) -> int:
     found = _linear_only(config, "lokr", target_modules, modules_to_save)
     check_rank("r", r, found)
+    _check_dropout(rank_dropout=rank_dropout, module_dropout=module_dropout)
     _check_scale(alpha=alpha)
     _check_factor(decompose_factor)
 
@@ -317,7 +336,9 @@ def _count_oft(
     modules_to_save=None,
 ) -> int:
     found = _linear_only(config, "oft", target_modules, modules_to_save)
-    if (r == 0) == (oft_block_size == 0) or r < 0 or oft_block_size < 0:
+    check_positive(**({"oft_block_size": oft_block_size} if r == 0 else {"r": r}))
+    _check_dropout(module_dropout=module_dropout)
+    if r != 0 and oft_block_size != 0:
         raise ValueError(
             f"Give r (blocks) or oft_block_size, and 0 for the other; got r={r}, oft_block_size={oft_block_size}."
         )
@@ -329,7 +350,10 @@ def _count_oft(
         rotations = 1 if block_share else layer.inputs // block
         return rotations * block * (block - 1) // 2
 
-    return sum(map(one, found.values())) + saved(config, modules_to_save)
+    rotations = sum(map(one, found.values()))
+    if not rotations:
+        raise ValueError("Blocks of one number have nothing to rotate: oft_block_size must be 2 or more.")
+    return rotations + saved(config, modules_to_save)
 
 
 class AddedLinear(nn.Module):
@@ -421,8 +445,8 @@ def set_rank(model, rank: int) -> None:
     layers = [module for module in model.modules() if isinstance(module, NestedLoRA)]
     if not layers:
         raise ValueError("This model has no DyLoRA layers: METHODS['dylora'].apply makes them.")
-    if not 1 <= rank <= layers[0].rank.largest:
-        raise ValueError(f"rank must be between 1 and {layers[0].rank.largest}; got {rank}.")
+    if not isinstance(rank, int) or not 1 <= rank <= layers[0].rank.largest:
+        raise ValueError(f"rank must be a whole number between 1 and {layers[0].rank.largest}; got {rank}.")
     layers[0].rank.chosen = rank
 
 
@@ -453,7 +477,7 @@ def _build_dylora(model, *, r, lora_alpha, target_modules):
     rank = Rank(r)
     for name, layer in targets(model.config, target_modules, defaults("lora_target")).items():
         model.set_submodule(name, NestedLoRA(model.get_submodule(name), layer, rank, lora_alpha))
-    model.register_forward_pre_hook(rank.draw)
+    rank.hook = model.register_forward_pre_hook(rank.draw)
     return model
 
 
@@ -505,11 +529,13 @@ _add(
     "adalora", "AdaLoRA",
     Paper("AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512"),
     r"W = W_0 + P \Lambda Q,\quad \Lambda\ \text{pruned}", _count_adalora, _build_adalora,
-    penalty=_adalora_penalty, after_step=_adalora_step,
+    stored=_adalora_bytes, penalty=_adalora_penalty, after_step=_adalora_step,
 )  # fmt: skip
 _add(
-    "dora", "DoRA", Paper("DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353"),
-    r"W = m\,\frac{V}{\lVert V \rVert_c},\quad V = W_0 + \tfrac{\alpha}{r} B A", _count_dora, _peft("LoraConfig", use_dora=True),
+    "dora", "DoRA",
+    Paper("DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353"),
+    r"W = m\,\frac{V}{\lVert V \rVert_c},\quad V = W_0 + \tfrac{\alpha}{r} B A",
+    _count_dora, _peft("LoraConfig", use_dora=True),
 )  # fmt: skip
 _add(
     "lokr", "LoKr",

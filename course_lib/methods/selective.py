@@ -27,7 +27,7 @@ def _total(config, wanted: Callable[[str], bool]) -> int:
 
 def _count_last(config, *, num_layers: int = 2) -> int:
     total = blocks(config)
-    if not 1 <= num_layers <= total:
+    if not isinstance(num_layers, int) or not 1 <= num_layers <= total:
         raise ValueError(
             f"num_layers must be between 1 and {total}, the number of blocks of this model; got {num_layers}."
         )

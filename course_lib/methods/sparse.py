@@ -42,7 +42,7 @@ LOWER, UPPER = -1.5, 1.5
 
 class HardConcrete(nn.Module):
     """W = W₀ + z ⊙ z_group ⊙ w, gates z in 0..1 drawn anew at each step from the stretched concrete distribution with
-    parameters `alpha`, one a weight and one for the whole matrix (arXiv 2012.07463, equations 4 to 6 and section 3.2).
+    parameters `alpha`, one a weight and one for the whole matrix (arXiv 2012.07463, sections 3.1 and 3.3).
 
     In eval mode the gates are those of the noise-free network.
     """
@@ -65,10 +65,10 @@ class HardConcrete(nn.Module):
         return weight + self.gate(self.alpha) * self.gate(self.alpha_group) * self.w
 
     def penalty(self) -> torch.Tensor:
-        """`sparsity_pen` times the expected number of open gates, of weights and of the group (equation 6)."""
+        """`sparsity_pen` times the expected number of weights whose own gate and whose matrix' gate are open."""
         offset = math.log(-LOWER / UPPER)
-        gates = torch.sigmoid(self.alpha - offset).sum() + torch.sigmoid(self.alpha_group - offset).sum()
-        return self.sparsity_pen * gates
+        opened = torch.sigmoid(self.alpha - offset).sum() * torch.sigmoid(self.alpha_group - offset).sum()
+        return self.sparsity_pen * opened
 
 
 class ThresholdMask(nn.Module):
@@ -83,7 +83,7 @@ class ThresholdMask(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         mask = (self.scores >= self.threshold).to(weight.dtype)
-        return weight * (mask + self.scores - self.scores.detach())
+        return weight * (mask + (self.scores - self.scores.detach()))
 
     def stored(self) -> dict[str, torch.Tensor]:
         """The mask, eight weights a byte."""
@@ -153,12 +153,15 @@ def _build_lt_sft(model, *, density, target_modules, dense):
 
 
 def _count_lt_sft(config, *, density: float = 0.05, target_modules: Modules = "all-linear", dense=None) -> int:
+    """dense: the state_dict() of the model after full fine-tuning, the first phase; None: places drawn at random, the
+    control that shows what choosing them is worth."""
     if dense is not None:
-        missing = [name for name in targets(config, target_modules) if f"{name}.weight" not in dense]
-        if missing:
-            raise ValueError(
-                f"dense has no {missing[0]}.weight: give the state_dict() of this model after full fine-tuning."
-            )
+        for name, layer in targets(config, target_modules).items():
+            if f"{name}.weight" not in dense or dense[f"{name}.weight"].numel() != layer.weights:
+                raise ValueError(
+                    f"dense has no {name}.weight of this size: give the state_dict() of this model after full "
+                    "fine-tuning."
+                )
     return _entries(config, density, target_modules)
 
 
@@ -175,7 +178,7 @@ def _count_diff_pruning(
     sparsity_pen: float = 1.25e-7,
 ) -> int:
     _entries(config, density, target_modules)
-    if sparsity_pen < 0:
+    if not sparsity_pen >= 0:
         raise ValueError(f"sparsity_pen must not be negative; got {sparsity_pen}.")
     # A difference and a gate for each weight, and a gate for each matrix.
     return sum(2 * layer.weights + 1 for layer in targets(config, target_modules).values())
@@ -188,7 +191,7 @@ def _penalty(model) -> torch.Tensor:
 def prune(model, density: float | None = None):
     """The second phase of diff pruning: keep the `density` largest differences of the whole model, drop the others.
 
-    The kept ones go on as trainable SparseDelta values (magnitude pruning, arXiv 2012.07463 section 3.3). Raises
+    The kept ones go on as trainable SparseDelta values (magnitude pruning, arXiv 2012.07463 section 3.2). Raises
     ValueError for a model that was not trained by diff_pruning.
     """
     method, hparams = getattr(model, "fine_tuned_by", (None, {}))
@@ -222,7 +225,7 @@ def _build_threshold_mask(model, *, threshold, initial_sparsity, target_modules)
 def _count_threshold_mask(
     config, *, threshold: float = 0.01, initial_sparsity: float = 0.05, target_modules: Modules = "all-linear"
 ) -> int:
-    if threshold <= 0:
+    if not threshold > 0:
         raise ValueError(f"threshold must be greater than 0; got {threshold}.")
     if not 0 <= initial_sparsity < 1:
         raise ValueError(f"initial_sparsity must be at least 0 and below 1; got {initial_sparsity}.")
@@ -265,6 +268,8 @@ METHODS.add(
         counter=_count_diff_pruning,
         stored=_sparse_bytes,
         penalty=_penalty,
+        # The gates have a rate of their own, as in the authors' code: an order of magnitude or two above the weights'.
+        own_rates={"alpha": 0.1},
     )
 )
 METHODS.add(
@@ -278,6 +283,7 @@ METHODS.add(
         lesson="02_peft_taxonomy",
         build=_build_threshold_mask,
         counter=_count_threshold_mask,
+        undecayed=("scores",),
         stored=_mask_bytes,
     )
 )

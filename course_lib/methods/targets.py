@@ -61,21 +61,34 @@ def _endings(known: dict[str, Linear]) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in known})
 
 
-def saved(config, modules_to_save: Iterable[str] | None) -> int:
-    """Number of parameters in the modules that are trained and saved whole beside a method's own.
+def saved_names(config, modules_to_save: Modules) -> set[str]:
+    """Names of the parameters in the modules that are trained and saved whole beside a method's own.
 
-    A tied output head gets a copy of its own, as peft gives it. Raises ValueError for a name that no module has.
+    As in peft, a key stands for every module whose name ends with it. Raises ValueError for a key that none has.
     """
-    total = 0
+    if isinstance(modules_to_save, str):
+        raise ValueError(f"modules_to_save must be a list of names, such as [{modules_to_save!r}].")
+    names, found = list(parameter_shapes(config)), set()
     for key in modules_to_save or ():
-        sizes = [size(shape) for name, shape in parameter_shapes(config).items() if f".{key}." in f".{name}"]
-        if not sizes and key == "lm_head" and "lm_head" in linears(config):
-            sizes = [linears(config)["lm_head"].weights]
-        if not sizes:
-            modules = {part for name in parameter_shapes(config) for part in name.split(".")[:-1] if not part.isdigit()}
+        inside = {name for name in names if any(path.endswith(key) for path in _paths(name))}
+        if not inside and not (key == "lm_head" and key in linears(config)):
+            modules = {part for name in names for part in name.split(".")[:-1] if not part.isdigit()}
             raise unknown("module to save", key, modules)
-        total += sum(sizes)
-    return total
+        found |= inside
+    return found
+
+
+def _paths(name: str) -> list[str]:
+    """The modules that hold a parameter, from the outermost in."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
+def saved(config, modules_to_save: Modules) -> int:
+    """Number of parameters in `saved_names`; a tied output head gets a copy of its own, as peft gives it."""
+    shapes, names = parameter_shapes(config), saved_names(config, modules_to_save)
+    tied_head = "lm_head" in (modules_to_save or ()) and not any(name.startswith("lm_head.") for name in names)
+    return sum(size(shapes[name]) for name in names) + (linears(config)["lm_head"].weights if tied_head else 0)
 
 
 def without_saved(found: dict[str, Linear], modules_to_save: Iterable[str] | None) -> dict[str, Linear]:

@@ -1,6 +1,7 @@
 """The bridge to the peft library: its configs, applied to the course's models."""
 
 from course_lib.methods.shapes import has_lm_head, uses_conv1d
+from course_lib.methods.targets import targets
 
 
 def task_type(config) -> str:
@@ -14,6 +15,10 @@ def wrap(model, config_name: str, **hparams):
     """The model in a peft model with the config of that name, e.g. wrap(model, "LoraConfig", r=8)."""
     import peft
 
+    pattern = hparams.get("target_modules")
+    if isinstance(pattern, str) and pattern.lower() != "all-linear":
+        # The linear layers that it fits, by name: peft would try other modules too, and fail.
+        hparams["target_modules"] = list(targets(model.config, pattern))
     kind = getattr(peft, config_name)
     if uses_conv1d(model.config) and hasattr(kind, "fan_in_fan_out"):
         # Conv1D keeps its weight the other way round; peft finds out too, with a warning.
