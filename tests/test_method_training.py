@@ -176,8 +176,8 @@ def test_hard_concrete_gates():
     # The stretched value lies symmetrically in (−1.5, 1.5): half of it is cut to 0, a sixth above 1.
     closed, opened = (drawn == 0).float().mean().item(), (drawn == 1).float().mean().item()
     assert closed == pytest.approx(0.5, abs=0.01) and opened == pytest.approx(1 / 6, abs=0.01)
-    # A weight counts where its own gate and its matrix' gate are open.
-    assert gates.penalty().item() == pytest.approx(0.5 * 0.5 * 200 * 300)
+    # The expected number of open gates, of weights and of the matrix.
+    assert gates.penalty().item() == pytest.approx(0.5 * (200 * 300 + 1))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.5])

@@ -52,7 +52,8 @@ ENTRIES = {
     "last_layers": Entry("Last 2 layers", "last_layers", 3e-4),
     "bitfit": Entry("BitFit", "bitfit", 3e-3),
     "lt_sft": Entry("LT-SFT", "lt_sft", 3e-4),
-    "diff_pruning": Entry("Diff pruning", "diff_pruning", 1e-3),
+    # The authors' alpha_init=5 is for trainings a hundred times as long: here the gates would stay open.
+    "diff_pruning": Entry("Diff pruning", "diff_pruning", 3e-4, {"alpha_init": 2.0}),
     "threshold_mask": Entry("Threshold mask", "threshold_mask", 1e-3),
     "adapter": Entry("Adapter (Houlsby)", "adapter", 1e-3),
     "adapter_pfeiffer": Entry("Adapter (Pfeiffer)", "adapter", 1e-3, {"placement": "pfeiffer"}),

@@ -65,9 +65,13 @@ class HardConcrete(nn.Module):
         return weight + self.gate(self.alpha) * self.gate(self.alpha_group) * self.w
 
     def penalty(self) -> torch.Tensor:
-        """`sparsity_pen` times the expected number of weights whose own gate and whose matrix' gate are open."""
+        """`sparsity_pen` times the expected number of open gates, of weights and of the matrix.
+
+        Their sum, as in the authors' code. The paper's product lets one gate answer for a whole matrix, and in a short
+        training that one shuts at once.
+        """
         offset = math.log(-LOWER / UPPER)
-        opened = torch.sigmoid(self.alpha - offset).sum() * torch.sigmoid(self.alpha_group - offset).sum()
+        opened = torch.sigmoid(self.alpha - offset).sum() + torch.sigmoid(self.alpha_group - offset).sum()
         return self.sparsity_pen * opened
 
 

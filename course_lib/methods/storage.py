@@ -10,7 +10,7 @@ from course_lib.methods.reparameterized import AddedLinear, NestedLoRA, quantize
 from course_lib.methods.shapes import blocks
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
@@ -38,8 +38,8 @@ def save(model: nn.Module, folder: Path) -> int:
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
-    """A fresh model with what `save` wrote; use what is returned. Where everything that was trained is in the files, it
-    can train on; a soft prompt whose network was dropped is frozen.
+    """A fresh model with what `save` wrote; use what is returned. It can train on, but for soft prompts and prefixes:
+    peft drops the networks that made them, and loads them frozen.
 
     Raises CourseError if the folder holds no such files, or files of another model.
     """
@@ -60,8 +60,8 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
         if method.name == "qlora":
             settings = method.complete(hparams)
             quantize(model, settings["bnb_4bit_quant_type"], settings["bnb_4bit_use_double_quant"])
-        complete = method.file_bytes(model.config, **hparams) >= 4 * method.count(model.config, **hparams)
-        loaded = PeftModel.from_pretrained(model, folder, is_trainable=complete or method.name == "adalora")
+        prompt = PeftConfig.from_pretrained(folder).is_prompt_learning
+        loaded = PeftModel.from_pretrained(model, folder, is_trainable=not prompt)
         serve_one_task(loaded)
         loaded.fine_tuned_by = (method.name, hparams)
         return loaded
