@@ -38,8 +38,8 @@ def save(model: nn.Module, folder: Path) -> int:
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
-    """A fresh model with what `save` wrote; use what is returned. It can train on, but for soft prompts and prefixes:
-    peft drops the networks that made them, and loads them frozen.
+    """A fresh model with what `save` wrote; use what is returned. It can train on; soft prompts and prefixes do so as
+    plain vectors, since peft drops the networks that made them.
 
     Raises CourseError if the folder holds no such files, or files of another model.
     """
