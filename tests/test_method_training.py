@@ -6,8 +6,9 @@ from pathlib import Path
 
 from course_lib import models, tasks, training
 from course_lib.errors import CourseError
-from course_lib.methods import METHODS, additive, reparameterized, sparse, storage
+from course_lib.methods import METHODS, added_linear, additive, sparse, storage
 from course_lib.methods.shapes import Linear
+from course_lib.methods.targets import targets
 
 import peft
 import pytest
@@ -152,7 +153,7 @@ def test_lottery_ticket_takes_the_weights_that_moved_most():
     dense, origin = tiny("minilm-l6", seed=1), tiny("minilm-l6")
     model = METHODS["lt_sft"].apply(tiny("minilm-l6"), density=0.02, dense=dense.state_dict())
     chosen, others = [], []
-    for name in reparameterized.targets(model.config, "all-linear"):
+    for name in targets(model.config, "all-linear"):
         moved = (dense.get_submodule(name).weight - origin.get_submodule(name).weight).abs().flatten()
         taken = torch.zeros_like(moved, dtype=torch.bool)
         taken[model.get_submodule(name).parametrizations.weight[0].indices.long()] = True
@@ -194,7 +195,7 @@ def test_threshold_mask_starts_with_its_sparsity(sparsity):
 def test_kronecker_equals_the_product_written_out(inputs, outputs_, factor):
     torch.manual_seed(0)
     base = nn.Linear(inputs, outputs_)
-    layer = reparameterized.Kronecker(base, Linear(inputs, outputs_), factor, scale=0.7)
+    layer = added_linear.Kronecker(base, Linear(inputs, outputs_), factor, scale=0.7)
     nn.init.normal_(layer.b)
     assert layer.delta_weight().shape == base.weight.shape
     x = torch.randn(3, 4, inputs)
@@ -205,31 +206,31 @@ def test_kronecker_equals_the_product_written_out(inputs, outputs_, factor):
 def test_factors_are_peft_s(dimension, factor):
     from peft.tuners.lokr.layer import factorization
 
-    assert reparameterized._factors(dimension, factor) == factorization(dimension, factor)
+    assert added_linear.factors(dimension, factor) == factorization(dimension, factor)
 
 
 def test_dylora_at_every_rank_is_the_lora_of_its_first_rows():
     model, _ = applied("dylora", "minilm-l6")
     train_a_little("dylora", model)
     for rank in (1, 2, 4):
-        reparameterized.set_rank(model, rank)
+        added_linear.set_rank(model, rank)
         cut = METHODS["lora"].apply(tiny("minilm-l6"), r=rank, lora_alpha=8)
         for name, module in model.named_modules():
-            if isinstance(module, reparameterized.NestedLoRA):
+            if isinstance(module, added_linear.NestedLoRA):
                 lora = cut.base_model.model.get_submodule(name)
                 lora.lora_A["default"].weight.data = module.lora_a[:rank].clone()
                 lora.lora_B["default"].weight.data = module.lora_b[:, :rank].clone()
         torch.testing.assert_close(look(model), look(cut), atol=1e-5, rtol=1e-5)
     for rank in (0, 5, 2.5):
         with pytest.raises(ValueError, match="between 1 and 4"):
-            reparameterized.set_rank(model, rank)
+            added_linear.set_rank(model, rank)
     with pytest.raises(ValueError, match="no DyLoRA layers"):
-        reparameterized.set_rank(tiny("minilm-l6"), 1)
+        added_linear.set_rank(tiny("minilm-l6"), 1)
 
 
 def test_dylora_draws_one_rank_a_pass_in_training_only():
     model, _ = applied("dylora", "minilm-l6")
-    rank = next(m for m in model.modules() if isinstance(m, reparameterized.NestedLoRA)).rank
+    rank = next(m for m in model.modules() if isinstance(m, added_linear.NestedLoRA)).rank
     seen = set()
     for _ in range(40):
         outputs(model, batch())

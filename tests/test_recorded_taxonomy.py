@@ -20,7 +20,7 @@ def test_something_is_recorded():
 
 
 def test_what_the_claims_need_is_there(log):
-    assert {"full", "bitfit", "lt_sft", "lora", "adapter"} <= set(study.recorded(log))
+    assert {"full", "full_twice", "bitfit", "lt_sft", "lora", "adapter"} <= set(study.recorded(log))
     assert [len(study.on_few(log, entry)) for entry in ("full", "bitfit")] == [len(study.SEEDS)] * 2
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from course_lib.errors import CourseError
 from course_lib.methods import METHODS
+from course_lib.methods.added_linear import AddedLinear, NestedLoRA
 from course_lib.methods.prompts import serve_one_task
-from course_lib.methods.reparameterized import AddedLinear, NestedLoRA, quantize
+from course_lib.methods.reparameterized import quantize
 from course_lib.methods.shapes import blocks
 
 import torch
