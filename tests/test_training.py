@@ -52,6 +52,7 @@ def small(head: str = "linear") -> tuple[models.Classifier, object]:
     config = AutoConfig.from_pretrained(
         folder, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
+    config.add_pooling_layer = False
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = models.Classifier(AutoModel.from_config(config, add_pooling_layer=False), len(TASK.labels), head)
@@ -286,7 +287,7 @@ def test_gradual_unfreezing_goes_down_to_everything(epochs):
 
 def test_layer_decay_slows_the_lower_blocks():
     model, _ = small()
-    groups = training._groups(model, Recipe(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1))
+    groups = training._groups(model, "full", Recipe(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1))
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(rates) == len(list(model.parameters()))
     for name, p in model.named_parameters():

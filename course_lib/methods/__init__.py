@@ -116,10 +116,11 @@ class Method:
         if before in METHODS and not METHODS[before].leaves_structure:
             raise ValueError(f"This model carries {before} already: load a fresh one, then apply {self.name}.")
         self.count(model.config, **hparams)
-        if {name for name, _ in model.named_parameters()} != set(parameter_shapes(model.config)):
+        differing = {name for name, _ in model.named_parameters()} ^ set(parameter_shapes(model.config))
+        if differing:
             raise ValueError(
-                f"{type(model).__name__} is not the plain model that its config describes: apply {self.name} to the "
-                "bare encoder or language model, such as models.encoder() gives."
+                f"{type(model).__name__} and its config differ in {min(differing)}: apply {self.name} to the bare encoder "
+                "or language model, such as models.encoder() gives (without a pooler: config.add_pooling_layer = False)."
             )
         built = self.build(model, **self.complete(hparams))
         built.fine_tuned_by = (self.name, {name: _plain(value) for name, value in hparams.items()})
