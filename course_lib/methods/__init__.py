@@ -119,8 +119,9 @@ class Method:
         differing = {name for name, _ in model.named_parameters()} ^ set(parameter_shapes(model.config))
         if differing:
             raise ValueError(
-                f"{type(model).__name__} and its config differ in {min(differing)}: apply {self.name} to the bare encoder "
-                "or language model, such as models.encoder() gives (without a pooler: config.add_pooling_layer = False)."
+                f"{type(model).__name__} and its config differ in {min(differing)}: apply {self.name} to the bare "
+                "encoder or language model, such as models.encoder() gives (an encoder made without its pooler "
+                "says so: config.add_pooling_layer = False)."
             )
         built = self.build(model, **self.complete(hparams))
         built.fine_tuned_by = (self.name, {name: _plain(value) for name, value in hparams.items()})
