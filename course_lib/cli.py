@@ -28,7 +28,8 @@ def record(arguments) -> int:
         log = runs.RunLog(file, deadline)
         try:
             module.study(log)
-            print(f"{name}: complete, {len(log.runs)} runs in {file}")
+            if log.runs:
+                print(f"{name}: complete, {len(log.runs)} runs in {file}")
         except runs.OutOfTime:
             print(f"{name}: the budget is spent, {len(log.runs)} runs in {file}. The same command goes on from there.")
         except KeyboardInterrupt:

@@ -23,9 +23,11 @@ from course_lib.errors import CourseError
 from course_lib.paths import CACHE, ROOT, RUNS
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """One training run, as plain data. Sizes are in bytes, times in seconds, accuracies in 0..1.
+
+    A run that only measures speed has no accuracies, no validation and no predictions.
 
     spec: what was asked (task, method, learning rate, seed, …). losses and validation have one entry an epoch.
     predictions: the label index of each test row. counted_bytes and predicted_bytes: by part, see
@@ -33,18 +35,18 @@ class Run:
     """
 
     spec: dict
-    accuracy: float
-    train_accuracy: float
-    validation: list[float]
     losses: list[float]
-    predictions: list[int]
     trainable: int
     seconds: float
     tokens_per_second: float
-    counted_bytes: dict[str, int]
     predicted_bytes: dict[str, int]
     peak_bytes: int | None
     precision: str
+    accuracy: float | None = None
+    train_accuracy: float | None = None
+    validation: list[float] = field(default_factory=list)
+    predictions: list[int] = field(default_factory=list)
+    counted_bytes: dict[str, int] = field(default_factory=dict)
     resumed: bool = False
     kept_last: bool = False
     extra: dict = field(default_factory=dict)

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from course_lib import models, tasks, training
+from course_lib.experiments.tuning import SEEDS, climb, tried
+from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.methods import sparse, storage
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -20,7 +22,6 @@ from course_lib.session import best_device
 import numpy as np
 
 TASK = "reviews"
-SEEDS = (0, 1, 2, 3, 4)
 EPOCHS = 3
 # Half-decades; an entry starts at its own rate and moves to the better neighbour until both are worse.
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -185,18 +186,8 @@ def _two_phases(first: Run, second: Run, trainable: int) -> Run:
 
 
 def best_rate(log: RunLog, entry: str) -> float:
-    """The learning rate at which validation accuracy (seed 0) has no better neighbour on the grid, climbing from the
-    entry's start; the smaller rate in a tie."""
-
-    def score(i: int) -> tuple[float, float]:
-        return log.run(make_spec(entry, RATES[i]), train).best_validation, -RATES[i]
-
-    at = RATES.index(ENTRIES[entry].start)
-    while True:
-        better = max((i for i in (at - 1, at, at + 1) if 0 <= i < len(RATES)), key=score)
-        if better == at:
-            return RATES[at]
-        at = better
+    """The learning rate of the entry, climbing from its start."""
+    return climb(RATES, ENTRIES[entry].start, lambda rate: log.run(make_spec(entry, rate), train).best_validation)
 
 
 def _possible(entry: str) -> bool:
@@ -243,17 +234,12 @@ def _plain(runs: list[Run], entry: str) -> list[Run]:
 
 def tuning(runs: list[Run], entry: str) -> dict[float, Run]:
     """Learning rate → the recorded run with seed 0, for every rate that the entry tried."""
-    return {run.spec["learning_rate"]: run for run in select(_plain(runs, entry), seed=0)}
+    return tried(_plain(runs, entry))
 
 
 def tuned(runs: list[Run], entry: str) -> list[Run]:
     """The recorded runs of an entry at its tuned rate, one a seed, in order; empty where a seed is missing."""
-    tried = {rate: run.best_validation for rate, run in tuning(runs, entry).items()}
-    if not tried:
-        return []
-    best = max(tried, key=lambda rate: (tried[rate], -rate))
-    chosen = sorted(select(_plain(runs, entry), learning_rate=best), key=lambda run: run.spec["seed"])
-    return chosen if [run.spec["seed"] for run in chosen] == list(SEEDS) else []
+    return of_best_rate(_plain(runs, entry))
 
 
 def on_few(runs: list[Run], entry: str) -> list[Run]:

@@ -1,0 +1,39 @@
+"""A learning rate for each candidate, on equal terms: climbing one grid, judged on validation with seed 0."""
+
+from collections.abc import Callable, Sequence
+
+from course_lib.runs import Run
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def climb(rates: Sequence[float], start: float, score: Callable[[float], float]) -> float:
+    """The rate from which neither neighbour on the grid has a better score, walking uphill from `start`.
+
+    score: of a rate, greater is better; asked only for the rates that the walk looks at. The smaller rate in a tie.
+    """
+
+    def worth(i: int) -> tuple[float, float]:
+        return score(rates[i]), -rates[i]
+
+    at = rates.index(start)
+    while True:
+        better = max((i for i in (at - 1, at, at + 1) if 0 <= i < len(rates)), key=worth)
+        if better == at:
+            return rates[at]
+        at = better
+
+
+def tried(runs: Sequence[Run]) -> dict[float, Run]:
+    """Learning rate → the run with seed 0, of runs that differ in their rates and seeds alone."""
+    return {run.spec["learning_rate"]: run for run in runs if run.spec["seed"] == 0}
+
+
+def tuned(runs: Sequence[Run], seeds: Sequence[int] = SEEDS) -> list[Run]:
+    """Of such runs, those at the rate that is best on validation, one a seed, in order; empty if a seed is missing."""
+    scores = {rate: run.best_validation for rate, run in tried(runs).items()}
+    if not scores:
+        return []
+    best = max(scores, key=lambda rate: (scores[rate], -rate))
+    chosen = sorted((run for run in runs if run.spec["learning_rate"] == best), key=lambda run: run.spec["seed"])
+    return chosen if [run.spec["seed"] for run in chosen] == list(seeds) else []
