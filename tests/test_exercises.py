@@ -2,7 +2,7 @@
 
 import math
 
-from course_lib.check import lesson_00, lesson_01, lesson_02
+from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03
 from course_lib.experiments import peft_taxonomy
 
 import pytest
@@ -69,6 +69,16 @@ def threshold(changes, k):
     return {name: change.abs() >= limit for name, change in changes.items()}
 
 
+def energy_rank(matrix, share, power=2, more=1):
+    held = torch.linalg.svdvals(matrix).pow(power).cumsum(0)
+    return int((held / held[-1] < share).sum()) + more
+
+
+def split_change(delta, r, power=0.5, other=0.5):
+    u, s, v = torch.linalg.svd(delta, full_matrices=False)
+    return s[:r, None] ** power * v[:r], u[:, :r] * s[:r] ** other
+
+
 RIGHT = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(ceil_div(n, b), a)),
     (
@@ -86,6 +96,11 @@ RIGHT = [
     (lesson_02.widest_bottleneck, bottleneck),
     (lesson_02.top_mask, global_mask),
     (lesson_02.front, peft_taxonomy.front),
+    (lesson_03.lora_parameters, lambda shapes, r: sum(r * (d + k) for d, k in shapes)),
+    (lesson_03.largest_rank, lambda d, k: (d * k - 1) // (d + k)),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha / len(a) * b @ a),
+    (lesson_03.rank_needed, energy_rank),
+    (lesson_03.extract, split_change),
 ]
 WRONG = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),
@@ -127,6 +142,32 @@ WRONG = [
     (lesson_01.kept_epoch, lambda v, p: early(v, 1), "forgives one bad epoch"),
     (lesson_01.kept_epoch, lambda v, p: early(v, p) + 1, "Off by one"),
     (lesson_01.kept_epoch, lambda v, p: impatient(v, p), "added up over the whole run"),
+    (lesson_03.lora_parameters, lambda shapes, r: sum(r * d * k for d, k in shapes), "whole matrix"),
+    (lesson_03.lora_parameters, lambda shapes, r: sum(r * k for _, k in shapes), "one of the two factors"),
+    (lesson_03.lora_parameters, lambda shapes, r: r * sum(shapes[0]), "Add up over all"),
+    (lesson_03.lora_parameters, lambda shapes, r: sum(r + d + k for d, k in shapes), "not 18"),
+    (lesson_03.largest_rank, lambda d, k: d * k // (d + k), "both are equal"),
+    (lesson_03.largest_rank, lambda d, k: min(d, k) // 2 - 1, "10 × 15"),
+    (lesson_03.largest_rank, lambda d, k: max(1, (d * k - 1) // (d + k)), "may be 0"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w.add_(alpha / len(a) * b @ a), "changes W itself"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w + b @ a, "scale α/r is missing"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha * b @ a, "α alone"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha / len(a) ** 0.5 * b @ a, "rsLoRA"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: alpha / len(a) * b @ a, "W itself is missing"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w.T + alpha / len(a) * a.T @ b.T, "W is (4, 6)"),
+    (lesson_03.rank_needed, lambda m, share: energy_rank(m, share, more=0), "less than 0.6"),
+    (lesson_03.rank_needed, lambda m, share: energy_rank(m, share, power=1), "not their sum"),
+    (
+        lesson_03.rank_needed,
+        lambda m, share: energy_rank(torch.diag(m.diag()) + torch.eye(len(m)) * 1e-9, share),
+        "diagonal",
+    ),
+    (lesson_03.extract, lambda delta, r: split_change(delta, r)[::-1], "B first"),
+    (lesson_03.extract, lambda delta, r: split_change(delta, r + 1), "A is (3, 7)"),
+    (lesson_03.extract, lambda delta, r: split_change(delta, r, 0.0, 0.0), "values are missing"),
+    (lesson_03.extract, lambda delta, r: split_change(delta, r, 1.0, 1.0), "in twice"),
+    (lesson_03.extract, lambda delta, r: split_change(delta, r, 0.0, 1.0), "one factor alone"),
+    (lesson_03.extract, lambda delta, r: (delta[:r], torch.eye(len(delta))[:, :r]), "not the nearest"),
 ]
 
 
