@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 # Okabe and Ito's palette, the yellow left out (too pale for lines on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -61,6 +64,56 @@ def _picture(width: float, height: float, alt: str, data: dict, draw: Callable, 
 
 def _look(i: int) -> dict:
     return {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": LINES[i % 7], "markersize": 7}
+
+
+def _log_ticks(axes, values: Sequence[float], show: Callable[[float], str]) -> None:
+    """A log x axis with labels at powers of ten, and at 2 and 5 between them where the values span little."""
+    axes.set_xscale("log")
+    narrow = max(values) < 30 * min(values)
+    axis = axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+# Where a label may stand beside its point, in points of 1/72 inch: near it, or farther off with a line to it.
+_BESIDE = [(-6, 4), (6, 4), (6, -14), (-6, -14)]
+_BESIDE += [
+    (sign * (8 + 6 * step), up * (12 + 12 * step)) for step in range(1, 8) for up in (1, -1) for sign in (-1, 1)
+]
+
+
+def _label(
+    axes,
+    places: Mapping[str, tuple[float, float]],
+    bars: Sequence[tuple[float, float, float]],
+    bold: Sequence[str],
+) -> None:
+    """Write each name beside its place where it covers no other name and no bar (x, from y, to y)."""
+    figure = axes.figure
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    # The layout is settled before the labels; they do not change it.
+    figure.draw_without_rendering()
+    taken = []
+    for x, low, high in bars:
+        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
+        taken.append(Bbox([(left - 6, bottom - 4), (left + 6, top + 4)]))
+    for name, place in places.items():
+        for across, up in _BESIDE:
+            text = axes.annotate(
+                name, place, (across, up), textcoords="offset points", fontsize=9, in_layout=False,
+                weight="bold" if name in bold else "normal",
+                ha="left" if across > 0 else "right",
+                arrowprops={"arrowstyle": "-", "color": "#888888", "shrinkB": 5} if abs(up) > 14 else None,
+            )  # fmt: skip
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)
+            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            if (across, up) != _BESIDE[-1]:
+                text.remove()
 
 
 def _scaled(value: float, units: tuple[str, ...], smallest: str) -> str:
@@ -205,14 +258,9 @@ def tradeoff(
                 )
             if baseline:
                 panel.axhline(baseline[1], color="#555555", linestyle=":", label=baseline[0])
-            panel.set_xscale("log")
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
             show = human_bytes if "memory" in cost else human
-            values = [point[cost] for point in points.values()]
-            narrow = max(values) < 30 * min(values)
-            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _, show=show: show(value)))
-            panel.xaxis.set_minor_formatter(NullFormatter())
+            _log_ticks(panel, [point[cost] for point in points.values()], show)
             panel.margins(x=0.12)
             panel.set_xlabel(cost)
         panels[0].set(ylabel=y, title=title)
@@ -284,12 +332,10 @@ def pareto(
     title: str,
     alt: str,
     show: Callable[[float], str] = human,
-    named: Sequence[str] = (),
 ) -> Picture:
     """Score (mean ± standard deviation over seeds, 0..1) against one cost on a log axis, and the front drawn through.
 
-    groups: name → its colour's meaning; front: the names that nothing beats, cheapest first; they are named in the
-    figure, and so are those in `named`.
+    groups: name → its colour's meaning; front: the names that nothing beats, cheapest first, in bold.
     """
     means = {name: float(np.mean(values)) for name, values in scores.items()}
     kinds = list(dict.fromkeys(groups.values()))
@@ -306,25 +352,17 @@ def pareto(
                 capsize=3,
                 **_look(i) | {"linestyle": "none"},
             )
-        for name in dict.fromkeys([*front, *named]):
-            axes.annotate(
-                name,
-                (costs[name], means[name]),
-                xytext=(-6, 8) if name in front else (6, -14),
-                textcoords="offset points",
-                ha="right" if name in front else "left",
-                fontsize=9,
-            )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _log_ticks(axes, list(costs.values()), show)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
         axes.margins(x=0.14, y=0.1)
         axes.set(xlabel=x, ylabel=y, title=title)
         axes.figure.legend(loc="outside lower center", ncols=5, fontsize=10)
+        spread = {name: float(np.std(values, ddof=1)) for name, values in scores.items()}
+        bars = [(costs[name], means[name] - spread[name], means[name] + spread[name]) for name in scores]
+        _label(axes, {name: (costs[name], means[name]) for name in dict.fromkeys([*front, *scores])}, bars, front)
 
     data = {name: {"cost": costs[name], "scores": list(scores[name]), "front": name in front} for name in scores}
-    return _picture(8.2, 5.2, alt, data, draw)
+    return _picture(8.2, 6.4, alt, data, draw)
 
 
 def family_tree(

@@ -66,9 +66,7 @@ def rank_needed(answer: Callable[[torch.Tensor, float], int]) -> None:
     expect(got == 2, f"0.6 of the energy: expected another rank than {got}.", "Energy is the sum of the squares.")
     got = answer(matrix, 0.8)
     expect(got != 3, "Two directions hold 25 of 30.", "Square the singular values: energy, not their sum.")
-    expect(
-        got == 2, f"0.8 of the energy: expected another rank than {got}.", "Add squares until the share is reached."
-    )
+    expect(got == 2, f"0.8 of the energy: expected another rank than {got}.", "Add squares until the share is reached.")
     expect(answer(matrix, 0.9) == 3, "0.9 of the energy needs three directions.", "16 + 9 + 4 of 30.")
     turned = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
     expect(answer(turned, 0.7) == 1, "A matrix need not be diagonal.", "torch.linalg.svdvals gives singular values.")
