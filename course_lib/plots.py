@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
@@ -83,37 +84,33 @@ _BESIDE += [
 ]
 
 
-def _label(
-    axes,
-    places: Mapping[str, tuple[float, float]],
-    bars: Sequence[tuple[float, float, float]],
-    bold: Sequence[str],
-) -> None:
-    """Write each name beside its place where it covers no other name and no bar (x, from y, to y)."""
+def _label(axes, places: Mapping[str, tuple[float, float]], bold: Sequence[str]) -> None:
+    """Write each name inside the axes beside its place, where it covers the fewest other names and places."""
     figure = axes.figure
     renderer = FigureCanvasAgg(figure).get_renderer()
     # The layout is settled before the labels; they do not change it.
     figure.draw_without_rendering()
-    taken = []
-    for x, low, high in bars:
-        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        taken.append(Bbox([(left - 6, bottom - 4), (left + 6, top + 4)]))
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(places.values()))]
     for name, place in places.items():
-        for across, up in _BESIDE:
-            text = axes.annotate(
-                name, place, (across, up), textcoords="offset points", fontsize=9, in_layout=False,
-                weight="bold" if name in bold else "normal",
-                ha="left" if across > 0 else "right",
-                arrowprops={"arrowstyle": "-", "color": "#888888", "shrinkB": 5} if abs(up) > 14 else None,
-            )  # fmt: skip
+        text = axes.annotate(
+            name, place, (0, 0), textcoords="offset points", in_layout=False, fontsize=9,
+            weight="bold" if name in bold else "normal", path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": "#888888", "shrinkB": 5},
+        )  # fmt: skip
+
+        def box(across: float, up: float, text=text) -> Bbox:
+            text.set(position=(across, up), horizontalalignment="left" if across > 0 else "right")
             text.update_positions(renderer)
-            box = Text.get_window_extent(text, renderer)
-            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y1)
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            if (across, up) != _BESIDE[-1]:
-                text.remove()
+            return Text.get_window_extent(text, renderer)
+
+        def covered(beside: tuple[float, float], box=box) -> int:
+            found = box(*beside)
+            outside = not (axes.bbox.contains(*found.min) and axes.bbox.contains(*found.max))
+            return 100 * outside + sum(found.overlaps(other) for other in taken)
+
+        best = min(_BESIDE, key=covered)
+        taken.append(box(*best))
+        text.arrow_patch.set_visible(abs(best[1]) > 14)
 
 
 def _scaled(value: float, units: tuple[str, ...], smallest: str) -> str:
@@ -349,7 +346,8 @@ def pareto(
                 [means[n] for n in chosen],
                 yerr=[np.std(scores[n], ddof=1) for n in chosen],
                 label=kind,
-                capsize=3,
+                capsize=2,
+                elinewidth=1,
                 **_look(i) | {"linestyle": "none"},
             )
         _log_ticks(axes, list(costs.values()), show)
@@ -357,9 +355,7 @@ def pareto(
         axes.margins(x=0.14, y=0.1)
         axes.set(xlabel=x, ylabel=y, title=title)
         axes.figure.legend(loc="outside lower center", ncols=5, fontsize=10)
-        spread = {name: float(np.std(values, ddof=1)) for name, values in scores.items()}
-        bars = [(costs[name], means[name] - spread[name], means[name] + spread[name]) for name in scores]
-        _label(axes, {name: (costs[name], means[name]) for name in dict.fromkeys([*front, *scores])}, bars, front)
+        _label(axes, {name: (costs[name], means[name]) for name in dict.fromkeys([*front, *scores])}, front)
 
     data = {name: {"cost": costs[name], "scores": list(scores[name]), "front": name in front} for name in scores}
     return _picture(8.2, 6.4, alt, data, draw)
