@@ -11,7 +11,7 @@ from pathlib import Path
 
 from course_lib import models, tasks, training
 from course_lib.experiments.full_vs_feature_based import old_skill
-from course_lib.experiments.tuning import SEEDS, climb, tried
+from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.methods import METHODS
 from course_lib.methods.added_linear import set_rank
@@ -23,8 +23,7 @@ import torch
 
 TASK = "reviews"
 EPOCHS = 3
-# Half-decades; those of the grid are tried by every setting on it.
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+# The rates that every setting without a start of its own tries.
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 RANKS = (1, 4, 16, 64)
 TARGETS = {"query, value": ["query", "value"], "all linear": "all-linear"}

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from course_lib import models, tasks, training
-from course_lib.experiments.tuning import SEEDS, climb, tried
+from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.methods import sparse, storage
 from course_lib.runs import Run, RunLog, select
@@ -23,8 +23,6 @@ import numpy as np
 
 TASK = "reviews"
 EPOCHS = 3
-# Half-decades; an entry starts at its own rate and moves to the better neighbour until both are worse.
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 # BitFit's authors speak of small data: so many examples, with more passes over them.
 FEW, FEW_EPOCHS = 128, 24
 # Steps cost the same each time: this many examples tell the speed.

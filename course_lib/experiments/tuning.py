@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from course_lib.runs import Run
 
 SEEDS = (0, 1, 2, 3, 4)
+# Half-decades.
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 def climb(rates: Sequence[float], start: float, score: Callable[[float], float]) -> float:
