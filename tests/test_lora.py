@@ -7,7 +7,7 @@ from course_lib.experiments import lora as study
 from course_lib.experiments.tuning import SEEDS, climb, tried, tuned
 from course_lib.methods import METHODS
 from course_lib.methods.shapes import linears
-from course_lib.runs import Run
+from course_lib.runs import Run, RunLog
 
 import pytest
 import torch
@@ -83,10 +83,13 @@ def test_climbing_ends_where_no_neighbour_is_better(scores, data):
     assert scores[at] == max(scores[max(0, at - 1) : at + 2])
 
 
-def run(rate: float, seed: int, validation: float) -> Run:
+TIMES = {"seconds": {"base model": [1.0, 2.0], "LoRA, all linear": [2.0, 3.0]}}
+
+
+def run(rate: float, seed: int, validation: float, spec: dict | None = None, extra: dict | None = None) -> Run:
     return Run(
-        spec={"learning_rate": rate, "seed": seed}, losses=[], trainable=1, seconds=1.0, tokens_per_second=1.0,
-        predicted_bytes={}, peak_bytes=None, precision="fp32", validation=[validation],
+        spec=spec or {"learning_rate": rate, "seed": seed}, losses=[], trainable=1, seconds=1.0, tokens_per_second=1.0,
+        predicted_bytes={}, peak_bytes=None, precision="fp32", validation=[validation], extra=extra or {},
     )  # fmt: skip
 
 
@@ -95,3 +98,17 @@ def test_tuned_takes_the_best_rate_of_seed_zero_and_every_seed():
     assert set(tried(runs)) == {0.1, 1.0, 10.0}
     assert [r.spec for r in tuned(runs)] == [{"learning_rate": 1.0, "seed": seed} for seed in SEEDS]
     assert tuned(runs[:-1]) == [] and tuned([]) == []
+
+
+def test_forms_are_timed_in_turns():
+    forms = study.served()
+    seconds = study.forward_seconds({what: forms[what] for what in ("base model", "LoRA, merged")}, rounds=2)
+    assert {what: len(times) for what, times in seconds.items()} == {"base model": 2, "LoRA, merged": 2}
+    assert min(map(min, seconds.values())) > 0
+
+
+def test_slowdown_is_a_ratio_for_each_round():
+    log = RunLog()
+    log.run({"serving": study.SERVED_TOKENS, "rounds": 2}, lambda spec, folder: run(1.0, 0, 0.5, spec, TIMES))
+    assert study.slowdown(list(log.runs.values()), "LoRA, all linear").tolist() == [2.0, 1.5]
+    assert study.slowdown([], "LoRA, all linear").size == 0

@@ -1,5 +1,5 @@
-"""LoRA on one task: rank, targets, scaling and learning rate; its kin at the same number of parameters; and what the
-change of full fine-tuning looks like that LoRA should stand in for.
+"""LoRA on one task: rank, targets, scaling and learning rate; its kin at the same number of parameters; what the
+change of full fine-tuning looks like that LoRA should stand in for; and what LoRA costs at inference.
 
 Every setting gets the same passes over the same reviews. Those of the grid try all its rates with seed 0; every setting
 then climbs from its best or its declared start, and runs with every seed. Nothing is chosen on the test split.
@@ -13,13 +13,15 @@ from course_lib import models, tasks, training
 from course_lib.experiments.full_vs_feature_based import old_skill
 from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
 from course_lib.experiments.tuning import tuned as of_best_rate
-from course_lib.methods import METHODS
+from course_lib.methods import METHODS, storage
 from course_lib.methods.added_linear import set_rank
 from course_lib.methods.shapes import linears
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
 
+import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
 TASK = "reviews"
 EPOCHS = 3
@@ -32,6 +34,8 @@ ALPHA_RANK, ALPHAS = 16, (8, 16, 32, 64)
 # Ranks to which the change of full fine-tuning is cut, and to which DyLoRA is.
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 BUDGET_RANK = 8
+# One short text at a time, as a service answers it; this many rounds over all forms of the model.
+SERVED_TOKENS, SERVED_ROUNDS = 16, 30
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ GRID_SETTINGS = {
     f"{targets}, r={r}": Setting(f"{targets}, r = {r}", "lora", _lora(r, targets)) for targets in TARGETS for r in RANKS
 }
 RSLORA_SETTINGS = {
-    f"rslora, r={r}": Setting(f"α/√r, r = {r}", "lora", _lora(r, use_rslora=True)) for r in RANKS if r > 1
+    f"rslora, r={r}": Setting(f"α/√r, r = {r}", "lora", _lora(r, use_rslora=True), 1e-3) for r in RANKS if r > 1
 }
 ALPHA_SETTINGS = {
-    f"alpha={alpha}": Setting(f"α = {alpha}", "lora", _lora(ALPHA_RANK, lora_alpha=alpha))
+    f"alpha={alpha}": Setting(f"α = {alpha}", "lora", _lora(ALPHA_RANK, lora_alpha=alpha), 1e-3)
     for alpha in ALPHAS
     if alpha != 8
 }
@@ -182,9 +186,60 @@ def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
             log.run(make_spec(setting, rate, seed), train)
 
 
+def served(**settings) -> dict[str, torch.nn.Module]:
+    """The encoder in the forms in which LoRA can be served; settings are for `models.encoder`."""
+
+    def adapted(**hparams):
+        return METHODS["lora"].apply(models.encoder(**settings)[0], **hparams)
+
+    forms = {
+        "base model": models.encoder(**settings)[0],
+        "LoRA, query and value": adapted(),
+        "LoRA, all linear": adapted(target_modules="all-linear"),
+        "LoRA, merged": storage.merge(adapted()),
+    }
+    return {what: model.to(best_device()).eval() for what, model in forms.items()}
+
+
+def forward_seconds(forms: dict[str, torch.nn.Module], rounds: int) -> dict[str, list[float]]:
+    """Form → seconds of a forward pass of one text of SERVED_TOKENS tokens, one entry a round.
+
+    The forms take turns, so that a machine that becomes slower does so for all of them.
+    """
+    ids = torch.randint(1000, 2000, (1, SERVED_TOKENS), generator=torch.Generator().manual_seed(0)).to(best_device())
+    threads = torch.get_num_threads()
+    timers = {
+        what: Timer("model(ids)", globals={"model": m, "ids": ids}, num_threads=threads) for what, m in forms.items()
+    }
+    with torch.inference_mode():
+        turns = [{what: timer.timeit(5).mean for what, timer in timers.items()} for _ in range(rounds)]
+    return {what: [turn[what] for turn in turns] for what in forms}
+
+
+def serve(log: RunLog) -> None:
+    """Time every form of the model on an otherwise idle machine."""
+
+    def measure(spec: dict, folder: Path | None = None) -> Run:
+        seconds = forward_seconds(served(), spec["rounds"])
+        total = sum(map(sum, seconds.values()))
+        return Run(
+            spec=spec, losses=[], trainable=0, seconds=total, predicted_bytes={}, peak_bytes=None, precision="fp32",
+            tokens_per_second=SERVED_TOKENS * sum(map(len, seconds.values())) / total, extra={"seconds": seconds},
+        )  # fmt: skip
+
+    log.run({"serving": SERVED_TOKENS, "rounds": SERVED_ROUNDS}, measure)
+
+
+def slowdown(runs: list[Run], form: str) -> np.ndarray:
+    """How many times the base model's time the form takes, one entry a round; empty where it was not recorded."""
+    found = [run.extra["seconds"] for run in select(runs, serving=SERVED_TOKENS)]
+    return np.divide(found[0][form], found[0]["base model"]) if found else np.array([])
+
+
 def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
     compare(log)
+    serve(log)
 
 
 def at_rates(runs: list[Run], setting: str) -> dict[float, Run]:
