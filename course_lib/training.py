@@ -101,6 +101,8 @@ def fit(
 ) -> Run:
     """Fine-tune `model` in place by one of METHODS and return the Run; the head always trains.
 
+    Training runs on the best device; the model ends where it was before.
+
     A model that carries the method already goes on training what it has.
 
     recipe: the fields of `Recipe`; learning_rate is required, hparams go to the method.
@@ -160,6 +162,7 @@ def fit(
 
 def _train(model, tokenizer, task, method, recipe, features, folder, progress, resumable) -> Run:
     set_seed(recipe.seed)
+    home = model.device
     splits = {name: _rows(tokenizer, task, name, recipe, features) for name in ("train", "validation", "test")}
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16())
     counted = count_step(model, _longest(splits["train"], recipe, tokenizer, model.device))
@@ -221,10 +224,12 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     # As many training rows as there are for validation tell how much was learned by heart.
     rows = splits["train"]
     seen = random.Random(0).sample(rows, min(len(rows), len(splits["validation"])))
+    train_accuracy = task.metric(_predict(model, seen, tokenizer), [row["labels"] for row in seen])
+    model.to(home)
     return Run(
         spec={"task": task.name, "method": method, "learning_rate": recipe.learning_rate, "seed": recipe.seed},
         accuracy=task.metric(predictions, task.test.labels),
-        train_accuracy=task.metric(_predict(model, seen, tokenizer), [row["labels"] for row in seen]),
+        train_accuracy=train_accuracy,
         validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
         kept_last=METHODS[method].after_step is not None,
         losses=[row["loss"] for row in history if "loss" in row],
