@@ -49,27 +49,23 @@ class Interval:
         return cls.mean(np.subtract(a, b), confidence)
 
     @classmethod
-    def of_runs(cls, a: Sequence, b: Sequence, labels: Sequence[int], confidence: float = 0.95) -> "Interval":
-        """`of_predictions` for Runs, one a seed in the same order."""
-        return cls.of_predictions([run.predictions for run in a], [run.predictions for run in b], labels, confidence)
+    def of_runs(cls, a: Sequence, b: Sequence, confidence: float = 0.95) -> "Interval":
+        """`of_hits` for Runs, one a seed in the same order; raises ValueError if they answered different texts."""
+        if any(run.labels != a[0].labels for run in (*a, *b)):
+            raise ValueError("These runs were not tested on the same texts: their labels differ.")
+        return cls.of_hits([run.hits for run in a], [run.hits for run in b], confidence)
 
     @classmethod
-    def of_predictions(
-        cls,
-        a: Sequence[Sequence[int]],
-        b: Sequence[Sequence[int]],
-        labels: Sequence[int],
-        confidence: float = 0.95,
-    ) -> "Interval":
-        """Accuracy of predictions a minus that of predictions b, in points, paired by seed and by test text.
+    def of_hits(cls, a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], confidence: float = 0.95) -> "Interval":
+        """Accuracy of a minus that of b, in points, paired by seed and by test text.
 
         It allows for other seeds and for other texts: the variances of the mean over seeds and of the mean over texts
         are added, and the degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946). a, b: for each seed
-        one prediction a text (a single seed is allowed: then the interval is over texts alone); labels: the true ones.
+        whether each text was answered rightly (a single seed is allowed: then the interval is over texts alone).
         """
         if len(a) != len(b) or not len(a):
             raise ValueError(f"Runs must be as many on both sides, and one at least; got {len(a)} and {len(b)}.")
-        hits = [np.equal(side, labels).astype(float) for side in (a, b)]
+        hits = [np.asarray(side, dtype=float) for side in (a, b)]
         points = 100 * (hits[0] - hits[1])
         seeds, texts = points.shape
         parts = [(points.mean(0).var(ddof=1) / texts, texts - 1)]

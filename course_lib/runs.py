@@ -30,8 +30,9 @@ class Run:
     A run that only measures speed has no accuracies, no validation and no predictions.
 
     spec: what was asked (task, method, learning rate, seed, …). losses and validation have one entry an epoch.
-    predictions: the label index of each test row. counted_bytes and predicted_bytes: by part, see
-    `course_lib.memory`. peak_bytes: torch's allocated peak, None where there is no CUDA device.
+    predictions, labels: of each test row, the label index that was said and the right one. counted_bytes and
+    predicted_bytes: by part, see `course_lib.memory`. peak_bytes: torch's allocated peak, None where there is no
+    CUDA device.
     """
 
     spec: dict
@@ -46,11 +47,17 @@ class Run:
     train_accuracy: float | None = None
     validation: list[float] = field(default_factory=list)
     predictions: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
     counted_bytes: dict[str, int] = field(default_factory=dict)
     resumed: bool = False
     kept_last: bool = False
     extra: dict = field(default_factory=dict)
     machine: dict = field(default_factory=dict)
+
+    @property
+    def hits(self) -> list[bool]:
+        """Whether each test row was answered rightly."""
+        return [said == right for said, right in zip(self.predictions, self.labels, strict=True)]
 
     @property
     def best_validation(self) -> float:

@@ -234,6 +234,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         kept_last=METHODS[method].after_step is not None,
         losses=[row["loss"] for row in history if "loss" in row],
         predictions=predictions,
+        labels=list(task.test.labels),
         trainable=trainable,
         seconds=clock.seconds,
         tokens_per_second=clock.tokens / clock.seconds,

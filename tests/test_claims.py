@@ -3,6 +3,7 @@
 import math
 
 from course_lib.claims import VERDICTS, Claim, Evidence, Interval, judge, paired_p
+from course_lib.runs import Run
 
 import numpy as np
 import pytest
@@ -125,3 +126,45 @@ def test_judge_prints_and_returns(capsys):
 def test_judge_needs_evidence():
     with pytest.raises(ValueError, match="at least one piece of evidence"):
         judge("text")
+
+
+HITS = st.integers(1, 4).flatmap(
+    lambda seeds: st.lists(st.tuples(*[st.tuples(st.booleans(), st.booleans())] * seeds), min_size=3, max_size=20)
+)
+
+
+@given(table=HITS)
+def test_hits_are_paired_by_seed_and_text(table):
+    a, b = np.array(table).transpose(2, 1, 0)
+    found, mirrored = Interval.of_hits(a, b), Interval.of_hits(b, a)
+    assert found.value == pytest.approx(100 * (a.mean() - b.mean()))
+    assert found.low <= found.value <= found.high
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_one_seed_gives_the_interval_over_texts():
+    a, b = [[True, True, False, True, True]], [[True, False, True, False, False]]
+    wanted = Interval.mean(100 * np.subtract(a[0], b[0], dtype=float))
+    found = Interval.of_hits(a, b)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_seeds_that_differ_widen_the_interval():
+    a = [[True] * 10, [True] * 5 + [False] * 5]
+    assert Interval.of_hits(a, [[False] * 10] * 2).low < Interval.of_hits([a[0]] * 2, [[False] * 10] * 2).low
+
+
+def answered(predictions, labels):
+    return Run(
+        spec={}, losses=[], trainable=1, seconds=1.0, tokens_per_second=1.0, predicted_bytes={}, peak_bytes=None,
+        precision="fp32", predictions=predictions, labels=labels,
+    )  # fmt: skip
+
+
+def test_runs_are_compared_by_their_own_labels():
+    right, wrong = answered([0, 1, 2, 1], [0, 1, 2, 1]), answered([1, 0, 2, 1], [0, 1, 2, 1])
+    assert Interval.of_runs([right], [wrong]).value == 50
+    with pytest.raises(ValueError, match="same texts"):
+        Interval.of_runs([right], [answered([0, 1, 2, 1], [0, 1, 2, 2])])
+    with pytest.raises(ValueError, match="as many on both sides"):
+        Interval.of_runs([right], [wrong, wrong])
