@@ -138,7 +138,7 @@ METHODS.add(
         title="Prompt tuning",
         family="additive",
         paper=Paper("The Power of Scale for Parameter-Efficient Prompt Tuning", "2104.08691"),
-        formula=r"X' = [\,P;\, X\,],\quad P \in \mathbb{R}^{m \times d}",
+        formula=r"X' = [\,P;\, X\,],\quad P \in \mathbb{R}^{n \times d}",
         mergeable=False,
         lesson="05_prefix_tuning",
         build=_build("PromptTuningConfig"),

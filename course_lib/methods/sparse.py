@@ -251,7 +251,7 @@ METHODS.add(
         title="LT-SFT",
         family="selective",
         paper=Paper("Composable Sparse Fine-Tuning for Cross-Lingual Transfer", "2110.07560"),
-        formula=r"W = W_0 + m \odot \Delta W,\quad m = \mathrm{top}_k\,|W_1 - W_0|",
+        formula=r"W = W_0 + M \odot \Delta W,\quad M = \mathrm{top}_k\,|W_1 - W_0|",
         mergeable=True,
         lesson="02_peft_taxonomy",
         build=_build_lt_sft,
