@@ -69,6 +69,14 @@ def test_kin_train_about_as_many_parameters_as_lora():
         assert study.trained(name) <= 1.01 * budget
 
 
+def test_every_rank_has_a_setting_with_the_square_root():
+    for rank, name in study.RSLORA.items():
+        hparams = study.SETTINGS[name].hparams
+        root = hparams.get("use_rslora", False)
+        assert hparams["r"] == rank
+        assert hparams["lora_alpha"] / (rank**0.5 if root else rank) == 8 / rank**0.5
+
+
 def test_alpha_settings_differ_in_alpha_alone():
     settings = [study.SETTINGS[f"query, value, r={study.ALPHA_RANK}"], *study.ALPHA_SETTINGS.values()]
     assert sorted(setting.hparams["lora_alpha"] for setting in settings) == sorted(study.ALPHAS)

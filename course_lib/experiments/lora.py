@@ -56,14 +56,16 @@ def _lora(r: int, targets: str = "query, value", lora_alpha: int = 8, **more) ->
 GRID_SETTINGS = {
     f"{targets}, r={r}": Setting(f"{targets}, r = {r}", "lora", _lora(r, targets)) for targets in TARGETS for r in RANKS
 }
-RSLORA_SETTINGS = {
-    f"rslora, r={r}": Setting(f"α/√r, r = {r}", "lora", _lora(r, use_rslora=True), 1e-3) for r in RANKS if r > 1
-}
 ALPHA_SETTINGS = {
-    f"alpha={alpha}": Setting(f"α = {alpha}", "lora", _lora(ALPHA_RANK, lora_alpha=alpha), 1e-3)
+    f"alpha={alpha}": Setting(f"α = {alpha}, r = {ALPHA_RANK}", "lora", _lora(ALPHA_RANK, lora_alpha=alpha), 1e-3)
     for alpha in ALPHAS
     if alpha != 8
 }
+RSLORA_SETTINGS = {
+    f"rslora, r={r}": Setting(f"α/√r, r = {r}", "lora", _lora(r, use_rslora=True), 1e-3) for r in (4, 64)
+}
+# Rank → the setting that divides α = 8 by √r. Two of them are run anyway: 8/√1 is 8/1, and 8/√16 is 32/16.
+RSLORA = {1: "query, value, r=1", 4: "rslora, r=4", 16: "alpha=32", 64: "rslora, r=64"}
 # As many parameters as LoRA of rank 8 on queries and values, or the next setting below; AdaLoRA at the end.
 KIN = {
     "lora": Setting("LoRA", "lora", _lora(BUDGET_RANK), 1e-3),
@@ -80,7 +82,7 @@ KIN = {
     "krona": Setting("KronA", "krona", {"decompose_factor": 6, "target_modules": TARGETS["query, value"]}, 3e-3),
 }
 FULL = {"full": Setting("Full fine-tuning", "full", {}, 1e-4)}
-SETTINGS = FULL | KIN | GRID_SETTINGS | RSLORA_SETTINGS | ALPHA_SETTINGS
+SETTINGS = FULL | KIN | GRID_SETTINGS | ALPHA_SETTINGS | RSLORA_SETTINGS
 
 
 def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
