@@ -61,11 +61,9 @@ ALPHA_SETTINGS = {
     for alpha in ALPHAS
     if alpha != 8
 }
-RSLORA_SETTINGS = {
-    f"rslora, r={r}": Setting(f"α/√r, r = {r}", "lora", _lora(r, use_rslora=True), 1e-3) for r in (4, 64)
-}
+RSLORA_SETTINGS = {"rslora, r=64": Setting("α/√r, r = 64", "lora", _lora(64, use_rslora=True), 1e-3)}
 # Rank → the setting that divides α = 8 by √r. Two of them are run anyway: 8/√1 is 8/1, and 8/√16 is 32/16.
-RSLORA = {1: "query, value, r=1", 4: "rslora, r=4", 16: "alpha=32", 64: "rslora, r=64"}
+RSLORA = {1: "query, value, r=1", 16: "alpha=32", 64: "rslora, r=64"}
 # As many parameters as LoRA of rank 8 on queries and values, or the next setting below; AdaLoRA at the end.
 KIN = {
     "lora": Setting("LoRA", "lora", _lora(BUDGET_RANK), 1e-3),
