@@ -51,7 +51,7 @@ class Interval:
     @classmethod
     def of_runs(cls, a: Sequence, b: Sequence, confidence: float = 0.95) -> "Interval":
         """`of_hits` for Runs, one a seed in the same order; raises ValueError if they answered different texts."""
-        if any(run.labels != a[0].labels for run in (*a, *b)):
+        if len({tuple(run.labels) for run in (*a, *b)}) > 1:
             raise ValueError("These runs were not tested on the same texts: their labels differ.")
         return cls.of_hits([run.hits for run in a], [run.hits for run in b], confidence)
 
