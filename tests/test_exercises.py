@@ -150,6 +150,8 @@ WRONG = [
     (lesson_03.largest_rank, lambda d, k: min(d, k) // 2 - 1, "10 × 15"),
     (lesson_03.largest_rank, lambda d, k: max(1, (d * k - 1) // (d + k)), "may be 0"),
     (lesson_03.merged_weight, lambda w, a, b, alpha: w.add_(alpha / len(a) * b @ a), "changes W itself"),
+    (lesson_03.largest_rank, lambda d, k: d * k // (d + k + 1), "12 × 9"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha / 2 * b @ a, "wrong at rank 3"),
     (lesson_03.merged_weight, lambda w, a, b, alpha: w + b @ a, "scale α/r is missing"),
     (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha * b @ a, "α alone"),
     (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha / len(a) ** 0.5 * b @ a, "rsLoRA"),
@@ -160,13 +162,20 @@ WRONG = [
     (
         lesson_03.rank_needed,
         lambda m, share: energy_rank(torch.diag(m.diag()) + torch.eye(len(m)) * 1e-9, share),
-        "diagonal",
+        "has rank 1",
+    ),
+    (lesson_03.rank_needed, lambda m, share: energy_rank(torch.diag(m.norm(dim=0)), share), "has rank 1"),
+    (
+        lesson_03.rank_needed,
+        lambda m, share: int((torch.linalg.svdvals(m).square().cumsum(0) / m.square().sum() <= share).sum()) + 1,
+        "exactly half",
     ),
     (lesson_03.extract, lambda delta, r: split_change(delta, r)[::-1], "B first"),
+    (lesson_03.extract, lambda delta, r: [part / 2 for part in split_change(delta, r, 1.0, 1.0)], "not the whole"),
     (lesson_03.extract, lambda delta, r: split_change(delta, r + 1), "A is (3, 7)"),
     (lesson_03.extract, lambda delta, r: split_change(delta, r, 0.0, 0.0), "values are missing"),
     (lesson_03.extract, lambda delta, r: split_change(delta, r, 1.0, 1.0), "in twice"),
-    (lesson_03.extract, lambda delta, r: split_change(delta, r, 0.0, 1.0), "one factor alone"),
+    (lesson_03.extract, lambda delta, r: split_change(delta, r, 0.0, 1.0), "not divided evenly"),
     (lesson_03.extract, lambda delta, r: (delta[:r], torch.eye(len(delta))[:, :r]), "not the nearest"),
 ]
 

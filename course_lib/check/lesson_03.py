@@ -31,6 +31,9 @@ def largest_rank(answer: Callable[[int, int], int]) -> None:
     expect(got == 5, f"10 × 15: expected another number than {got}.", "r · 25 < 150, and r is whole.")
     got = answer(7, 5)
     expect(got == 2, f"7 × 5: expected another number than {got}.", "r · 12 < 35: round down.")
+    expect(
+        answer(12, 9) == 5, "12 × 9: 5 · 21 is still less than 108.", "The largest r with r(d + k) < dk, and no less."
+    )
     expect(answer(1, 9) == 0, "A 1 × 9 matrix has fewer numbers than LoRA of rank 1.", "The answer may be 0.")
 
 
@@ -53,6 +56,9 @@ def merged_weight(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, fl
         expect(not torch.allclose(got, value), mistake, "W + (α/r) B A, and r is the number of rows of A.")
     same = torch.allclose(got, w + alpha / 2 * b @ a, atol=1e-5)
     expect(same, "The layer would compute something else.", "W + (α/r) B A, and r is the number of rows of A.")
+    a, b = torch.randn(3, 6, generator=draw), torch.randn(4, 3, generator=draw)
+    same = torch.allclose(answer(w, a, b, alpha), w + alpha / 3 * b @ a, atol=1e-5)
+    expect(same, "Right at rank 2, wrong at rank 3.", "r is the number of rows of A: read it from A's shape.")
 
 
 @exercise("Exercise 4")
@@ -68,8 +74,14 @@ def rank_needed(answer: Callable[[torch.Tensor, float], int]) -> None:
     expect(got != 3, "Two directions hold 25 of 30.", "Square the singular values: energy, not their sum.")
     expect(got == 2, f"0.8 of the energy: expected another rank than {got}.", "Add squares until the share is reached.")
     expect(answer(matrix, 0.9) == 3, "0.9 of the energy needs three directions.", "16 + 9 + 4 of 30.")
-    turned = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-    expect(answer(turned, 0.7) == 1, "A matrix need not be diagonal.", "torch.linalg.svdvals gives singular values.")
+    expect(
+        answer(torch.eye(4), 0.5) == 2,
+        "Two of four equal directions hold exactly half.",
+        "At least, so half is enough.",
+    )
+    expect(
+        answer(torch.ones(3, 3), 0.99) == 1, "This matrix has rank 1.", "torch.linalg.svdvals gives singular values."
+    )
 
 
 @exercise("Exercise 5")
@@ -87,6 +99,8 @@ def extract(answer: Callable[[torch.Tensor, int], Pair]) -> None:
     expect(not torch.allclose(b @ a, u[:, :2] @ v[:2]), "The singular values are missing.", "U · S · V, each in place.")
     twice = u[:, :2] * s[:2].square() @ v[:2]
     expect(not torch.allclose(b @ a, twice), "The singular values are in twice.", "Their square root in each factor.")
+    quarter = torch.allclose(b @ a, u[:, :2] * s[:2].square() / 4 @ v[:2])
+    expect(not quarter, "Half of a singular value times the other half is not the whole.", "Its square root in each.")
     expect(torch.allclose(b @ a, best, atol=1e-4), "BA is not the nearest.", "Keep the largest singular values.")
     even = torch.allclose(a.norm(dim=1), b.norm(dim=0), atol=1e-4)
-    expect(even, "The singular values stand in one factor alone.", "Give each factor their square root.")
+    expect(even, "The singular values are not divided evenly.", "Give each factor their square root.")
