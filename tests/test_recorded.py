@@ -52,6 +52,12 @@ def test_labels_of_the_shipped_task_are_those_of_its_test_split(log):
     assert {tuple(found) for found in labels} == {tasks.load("reviews").test.labels}
 
 
+def test_an_old_skill_is_never_below_that_of_a_constant_answer(log):
+    # docs_topic has ten topics, equally frequent.
+    skills = [run.extra["old_skill"] for run in log if "old_skill" in run.extra]
+    assert skills and all(set(skill) <= {0, 1} and mean(skill) >= 0.1 for skill in skills)
+
+
 def test_reviews_separate_the_approaches(log):
     full, linear = accuracies(log, "reviews", "full"), accuracies(log, "reviews", "linear")
     assert mean(full) > mean(linear) and paired_p(full, linear) < 0.01
