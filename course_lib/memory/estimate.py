@@ -1,7 +1,25 @@
-"""What a training step must hold, predicted from the number of parameters alone.
+"""The memory of one training step predicted from a config alone, by part: nothing is built, nothing is run.
 
-Sources: ZeRO (arXiv 1910.02054, section 3.1) for the states of mixed- and full-precision AdamW.
+Sources: ZeRO (arXiv 1910.02054, section 3.1) for weights, gradients and the states of AdamW; the rules of `tape` for
+activations.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from course_lib.errors import unknown
+from course_lib.memory import formats, optimizers
+from course_lib.memory.beside import BESIDE
+from course_lib.memory.blocks import ATTENTIONS, Network
+from course_lib.memory.tape import (
+    ACTIVATIONS, CUDA_BLOCK, FP32, GRADIENTS, LOGITS, WORKSPACE, Replay, Tape, rounded,
+)  # fmt: skip
+from course_lib.methods import METHODS
+from course_lib.methods.shapes import parameter_shapes, size
+from course_lib.methods.targets import check_positive
+
+WEIGHTS, STATES = "weights", "optimizer states"
+PARTS = (WEIGHTS, GRADIENTS, STATES, ACTIVATIONS, LOGITS, WORKSPACE)
 
 # Bytes of optimizer state for each trainable parameter, in fp32.
 STATE_BYTES = {"adamw": 8, "sgd": 0, "sgd_momentum": 4, "rmsprop": 4}
@@ -16,7 +34,148 @@ def predict(parameters: int, trainable: int, *, bytes_per_weight: int = 4, optim
     if not 0 <= trainable <= parameters:
         raise ValueError(f"trainable must lie between 0 and {parameters}, the number of parameters; got {trainable}.")
     return {
-        "weights": bytes_per_weight * parameters,
-        "gradients": bytes_per_weight * trainable,
-        "optimizer states": STATE_BYTES[optimizer] * trainable,
+        WEIGHTS: bytes_per_weight * parameters,
+        GRADIENTS: bytes_per_weight * trainable,
+        STATES: STATE_BYTES[optimizer] * trainable,
     }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one training step, by part.
+
+    parts: the most that each part holds in the course of the step; activations and "logits and loss" are those that
+    are kept between forward and backward pass. peak: what each part holds at the moment when most is held in all, and
+    `moment` is when that is. paged: optimizer states outside PyTorch's allocator.
+    """
+
+    parts: dict[str, int]
+    peak: dict[str, int]
+    moment: str
+    paged: int = 0
+
+    @property
+    def allocated_peak(self) -> int:
+        """What torch.cuda.max_memory_allocated would say, without the workspace of cuBLAS."""
+        return sum(self.peak.values())
+
+    @classmethod
+    def of_step(cls, *, weights: int, saved: Mapping, gradients: int, peak: Mapping, moment: str, states) -> "Estimate":
+        """From what was held between the two passes, at the peak of both (the optimizer's states left out), and what
+        the optimizer needs."""
+        peak = peak | {STATES: states.on_device}
+        update = {WEIGHTS: weights, GRADIENTS: gradients, STATES: states.on_device, WORKSPACE: states.scratch}
+        if sum(update.values()) > sum(peak.values()):
+            peak, moment = update, "optimizer step"
+        parts = update | {part: saved[part] for part in (ACTIVATIONS, LOGITS)}
+        parts[WORKSPACE] = max(states.scratch, peak.get(WORKSPACE, 0))
+        return cls(*({part: table.get(part, 0) for part in PARTS} for table in (parts, peak)), moment, states.paged)
+
+
+NO_CHECKPOINTING = {
+    "prefix_tuning": "peft hands the prefixes on as a cache, which a second forward pass would fill again",
+    "ladder_side_tuning": "the model keeps nothing for its backward pass, since it has none",
+}
+
+
+def estimate(
+    config,
+    method: str,
+    *,
+    batch_size: int = 1,
+    seq_len: int = 512,
+    dtype: str = "bf16",
+    adapter_dtype: str = "fp32",
+    optimizer: str = "adamw",
+    quantization: str | None = None,
+    gradient_checkpointing: bool = False,
+    attention: str = "sdpa",
+    device: str = "cuda",
+    labels: int = 2,
+    **hparams,
+) -> Estimate:
+    """Memory of training the model of `config` by a method of the registry, on full rows of `seq_len` tokens.
+
+    dtype: of the weights that are not quantized, and of all computation; adapter_dtype: of what a method adds (peft's
+    default is fp32 on a model in half precision). quantization: of the linear layers. device: "cuda" or "cpu", whose
+    kernels keep different things. labels: classes of the head on an encoder, which language models do not have.
+    hparams: the method's. Raises ValueError for what cannot be.
+    """
+    settings = METHODS[method].complete(hparams)
+    METHODS[method].count(config, **hparams)
+    quantization = _quantization(method, quantization, settings)
+    _check(config, batch_size, seq_len, dtype, adapter_dtype, attention, device)
+    if gradient_checkpointing and method in NO_CHECKPOINTING:
+        raise ValueError(f"{method} does not go with gradient checkpointing: {NO_CHECKPOINTING[method]}. Leave it out.")
+    width = formats.BYTES[dtype]
+    layers = formats.quantized_layers(config) if quantization else {}
+    beside = BESIDE[method](config, width if width == FP32 else formats.BYTES[adapter_dtype], **settings)
+    tape = Tape(batch_size, seq_len + beside.virtual_tokens, width, beside.trains, fused=device == "cuda")
+    Network(
+        config,
+        tape,
+        beside,
+        attention=attention,
+        labels=labels,
+        written_out={name: width * layer.weights for name, layer in layers.items()},
+        keeps_inputs=quantization == "int8",
+        input_grads=gradient_checkpointing,
+    ).run()
+    block = CUDA_BLOCK if device == "cuda" else 1
+    replay = Replay(tape, range(1, len(tape.segments) - 1) if gradient_checkpointing else (), block)
+    trained = tape.trained
+    if not trained:
+        raise ValueError(f"{method} trains nothing of this model, so that there is no training step to estimate.")
+    whole = (width * size(shape) for name, shape in parameter_shapes(config).items() if _module(name) not in layers)
+    packed = (part for layer in layers.values() for part in formats.quantized_tensors(layer, quantization))
+    added = (p.bytes for p in trained if not p.own)
+    weights = sum(rounded(part, block) for part in (*whole, *packed, *added, beside.frozen_bytes))
+    return Estimate.of_step(
+        weights=weights,
+        saved=replay.saved,
+        gradients=sum(rounded(p.bytes, block) for p in trained),
+        peak=replay.peak | {WEIGHTS: weights},
+        moment=replay.moment,
+        states=optimizers.states(optimizer, trained, block),
+    )
+
+
+def _module(name: str) -> str:
+    """The layer whose weight a parameter is; a layer's bias is not quantized."""
+    return name.removesuffix(".weight")
+
+
+# Methods that leave the model's linear layers as they are, or put something beside them that peft can compute there.
+ON_QUANTIZED = ("lora", "qlora", "feature_based", "prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning")
+
+
+def _quantization(method: str, asked: str | None, settings: dict) -> str | None:
+    """The format of the linear layers; raises ValueError for one that does not go with the method."""
+    if asked is not None and asked not in formats.QUANTIZATIONS:
+        raise unknown("quantization", asked, formats.QUANTIZATIONS)
+    if asked is not None and method not in ON_QUANTIZED:
+        raise ValueError(
+            f"{method} changes weights that {asked} has packed: rounded weights have no gradient. Leave quantization "
+            f"out, or choose one of {', '.join(ON_QUANTIZED)}."
+        )
+    if method != "qlora":
+        return asked
+    own = settings["bnb_4bit_quant_type"] + "_double" * settings["bnb_4bit_use_double_quant"]
+    if asked not in (None, own):
+        raise ValueError(f"qlora's own hyper-parameters ask for {own}, and quantization for {asked}: give one of them.")
+    return own
+
+
+def _check(config, batch_size, seq_len, dtype, adapter_dtype, attention, device) -> None:
+    check_positive(batch_size=batch_size, seq_len=seq_len)
+    for name, value, known in (
+        ("dtype", dtype, formats.BYTES),
+        ("adapter_dtype", adapter_dtype, formats.BYTES),
+        ("attention", attention, ATTENTIONS),
+        ("device", device, ("cuda", "cpu")),
+    ):
+        if value not in known:
+            raise unknown(name, value, known)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and seq_len > longest:
+        raise ValueError(f"seq_len={seq_len} is more than the {longest} positions of this model: make it {longest} or less.")

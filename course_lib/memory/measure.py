@@ -1,7 +1,9 @@
 """What a training step really holds, counted tensor by tensor on one real step."""
 
+from course_lib.memory.ledger import Ledger
+from course_lib.memory.tape import ACTIVATIONS
+
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 
 def count_step(model, batch: dict, *, optimizer=torch.optim.AdamW) -> dict[str, int]:
@@ -10,24 +12,16 @@ def count_step(model, batch: dict, *, optimizer=torch.optim.AdamW) -> dict[str, 
     activations: the tensors that autograd keeps for the backward pass, each storage once, parameters and
     the batch itself left out. The step is taken with a learning rate of 0: no weight changes.
     """
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *batch.values()]}
-    saved: dict[int, tuple[int, object]] = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            # The storage is held, so that no later tensor can get the same address.
-            saved[storage.data_ptr()] = (storage.nbytes(), storage)
-        return tensor
-
     trainable = [p for p in model.parameters() if p.requires_grad]
+    ledger = Ledger(next(model.parameters()).device.type)
+    for tensor in (*model.parameters(), *model.buffers(), *batch.values()):
+        ledger.book(tensor, "what is there before")
     before = model.training
     model.train()
     with torch.random.fork_rng():
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        with ledger, ledger.saving():
             loss = model(**batch).loss
-        activations = sum(size for size, _ in saved.values())
-        saved.clear()
+        activations = ledger.now[ACTIVATIONS]
         loss.backward()
     gradients = sum(p.grad.nbytes for p in trainable if p.grad is not None)
     stepper = optimizer(trainable, lr=0.0, weight_decay=0.0)

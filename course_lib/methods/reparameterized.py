@@ -261,17 +261,17 @@ def _count_lokr(
     _check_scale(alpha=alpha)
     _check_factor(decompose_factor)
 
-    def one(layer: Linear) -> int:
-        (a_in, b_in), (a_out, b_out) = (
-            factors(layer.inputs, decompose_factor),
-            factors(layer.outputs, decompose_factor),
-        )
-        # A factor is itself split into two of rank r where that makes it smaller.
-        split_a = decompose_both and r < max(a_in, a_out) / 2
-        a = r * (a_in + a_out) if split_a else a_in * a_out
-        return a + (r * (b_in + b_out) if r < max(b_in, b_out) / 2 else b_in * b_out)
+    parts = (part for layer in found.values() for part in lokr_parts(layer, r, decompose_both, decompose_factor))
+    return sum(map(size, parts)) + saved(config, modules_to_save)
 
-    return sum(map(one, found.values())) + saved(config, modules_to_save)
+
+def lokr_parts(layer: Linear, r: int, decompose_both: bool, decompose_factor: int) -> list[tuple[int, int]]:
+    """Shapes of the trained matrices of one layer: two factors, each split into two of rank r where that is smaller."""
+    sides = zip(factors(layer.outputs, decompose_factor), factors(layer.inputs, decompose_factor), strict=True)
+    parts = []
+    for may_split, (out, inp) in zip((decompose_both, True), sides, strict=True):
+        parts += [(out, r), (r, inp)] if may_split and r < max(out, inp) / 2 else [(out, inp)]
+    return parts
 
 
 def _count_vera(
@@ -310,6 +310,17 @@ def _near_divisor(inputs: int, wanted: int) -> int:
     return below if wanted - below <= above - wanted else above
 
 
+def oft_rotations(layer: Linear, r: int, oft_block_size: int, block_share: bool) -> tuple[int, int]:
+    """Shape of a layer's trained rotations: blocks, and the numbers above the diagonal of each."""
+    block = oft_block(layer, r, oft_block_size)
+    return (1 if block_share else layer.inputs // block), block * (block - 1) // 2
+
+
+def oft_block(layer: Linear, r: int, oft_block_size: int) -> int:
+    """The side of a block."""
+    return _near_divisor(layer.inputs, oft_block_size) if r == 0 else layer.inputs // _near_divisor(layer.inputs, r)
+
+
 def _count_oft(
     config,
     *,
@@ -332,14 +343,9 @@ def _count_oft(
             f"Give r (blocks) or oft_block_size, and 0 for the other; got r={r}, oft_block_size={oft_block_size}."
         )
 
-    def one(layer: Linear) -> int:
-        block = (
-            _near_divisor(layer.inputs, oft_block_size) if r == 0 else layer.inputs // _near_divisor(layer.inputs, r)
-        )
-        rotations = 1 if block_share else layer.inputs // block
-        return rotations * block * (block - 1) // 2
-
-    rotations = sum(map(one, found.values()))
+    rotations = sum(
+        size(oft_rotations(layer, r, oft_block_size, block_share)) for layer in found.values()
+    )
     if not rotations:
         raise ValueError("Blocks of one number have nothing to rotate: oft_block_size must be 2 or more.")
     return rotations + saved(config, modules_to_save)

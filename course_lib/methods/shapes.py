@@ -22,6 +22,11 @@ def block(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def is_embedding(name: str) -> bool:
+    """Whether a parameter is a table that rows are looked up in."""
+    return any(part in name for part in _EMBEDDINGS)
+
+
 def is_norm(name: str) -> bool:
     """Whether a parameter belongs to a layer norm."""
     return "norm" in name.lower() or ".ln_" in name
@@ -203,7 +208,7 @@ def linears(config) -> dict[str, Linear]:
     """Module name → size of every linear layer, GPT-2's Conv1D and the output head included, embeddings not."""
     table = {}
     for name, shape in parameter_shapes(config).items():
-        if name.endswith(".weight") and len(shape) == 2 and not any(part in name for part in _EMBEDDINGS):
+        if name.endswith(".weight") and len(shape) == 2 and not is_embedding(name):
             out, inp = shape[::-1] if uses_conv1d(config) and name != "lm_head.weight" else shape
             table[name.removesuffix(".weight")] = Linear(inp, out)
     if has_lm_head(config):
