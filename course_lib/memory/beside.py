@@ -2,6 +2,7 @@
 beside its layers, how many vectors come in with the text; and what autograd keeps of that."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 from course_lib.memory import changes
 from course_lib.memory.changes import Change
@@ -163,7 +164,7 @@ def looked_up(tape, rows: int, entries: int, width: int, size: int) -> Value:
 
 def network(tape, x: Value, rows: int, widths: tuple[int, ...], size: int) -> Value:
     """Linear layers between these widths, with an activation function between them that is derived from its output."""
-    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
         trained = [Parameter((outputs, inputs), size), Parameter((outputs,), size)]
         x = tape.does(Value(rows * outputs, size), x, kept=(x,), trained=trained)
         if index < len(widths) - 2:
@@ -194,7 +195,9 @@ def _ia3(config, size: int, *, target_modules, feedforward_modules, **h) -> Besi
 def _adapter(config, size: int, *, bottleneck_size, placement, train_norms) -> Beside:
     norms = _norms_train(placement, train_norms)
     found = dict.fromkeys(_adapted(config, placement))
-    return _on(found, changes.bottleneck(bottleneck_size), lambda name: norms and block(name) is not None and is_norm(name))
+    return _on(
+        found, changes.bottleneck(bottleneck_size), lambda name: norms and block(name) is not None and is_norm(name)
+    )
 
 
 def _loha(config, size: int, *, r, **h) -> Beside:
@@ -227,7 +230,9 @@ def _oft(config, size: int, *, r, oft_block_size, block_share, **h) -> Beside:
     def shape(layer: Linear):
         return oft_rotations(layer, r, oft_block_size, block_share)
 
-    return _on(_chosen(config, "oft", h), changes.rotated(lambda layer: oft_block(layer, r, oft_block_size), shape, size))
+    return _on(
+        _chosen(config, "oft", h), changes.rotated(lambda layer: oft_block(layer, r, oft_block_size), shape, size)
+    )
 
 
 def _prompt(config, size: int, *, num_virtual_tokens, **h) -> Beside:

@@ -6,7 +6,13 @@ Each follows the code of transformers' models line by line as far as memory is c
 from course_lib.errors import unknown
 from course_lib.memory.tape import FP32, LOGITS, Parameter, Tape, Value
 from course_lib.methods.shapes import (
-    block, blocks, has_lm_head, head_dim, is_embedding, is_norm, linears, parameter_shapes,
+    block,
+    blocks,
+    has_lm_head,
+    head_dim,
+    is_embedding,
+    linears,
+    parameter_shapes,
 )  # fmt: skip
 
 ATTENTIONS = ("sdpa", "eager")
@@ -17,16 +23,19 @@ class Network:
 
     beside: what the method puts beside the layers, see `course_lib.memory.beside`. attention: "sdpa" or "eager".
     written_out: name of a quantized layer → bytes of its weight when it is written out for use. keeps_inputs: such a
-    layer keeps what goes into it, as bitsandbytes' int8 does without a need. input_grads: the words' vectors get gradients even
-    where nothing before them trains, as transformers wants it for checkpointing. labels: classes of an encoder's head.
+    layer keeps what goes into it, as bitsandbytes' int8 does without a need. input_grads: the words' vectors get
+    gradients even where nothing before them trains, as transformers wants it for checkpointing. loss_chunk: tokens
+    whose logits are made at a time, None for all at once. labels: classes of an encoder's head.
     """
 
-    def __init__(self, config, tape: Tape, beside, *, attention, written_out, keeps_inputs, input_grads, labels):
+    def __init__(
+        self, config, tape: Tape, beside, *, attention, written_out, keeps_inputs, input_grads, loss_chunk, labels
+    ):
         self.config, self.tape, self.beside = config, tape, beside
         # No fused kernel caps the scores as Gemma 2 does.
         self.attention_kind = "eager" if getattr(config, "attn_logit_softcapping", None) else attention
         self.written_out, self.keeps_inputs, self.labels = written_out, keeps_inputs, labels
-        self.input_grads = input_grads
+        self.input_grads, self.loss_chunk = input_grads, loss_chunk
         self.attention_dropout = _first(config, "attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
         self.layers, self.shapes = linears(config), parameter_shapes(config)
         # The weight of the output head, which may be the table of words.
@@ -62,9 +71,9 @@ class Network:
 
     def attention(self, q: Value, k: Value, v: Value) -> Value:
         k, v = self.beside.keys_and_values(self, k, v)
-        # PyTorch's fused kernels want, on CUDA, as many heads for keys as for queries, or half precision and no mask; on
-        # the CPU, no dropout. Else it falls back to plain products, and says nothing. For a mask transformers copies the
-        # heads first.
+        # PyTorch's fused kernels want: on CUDA as many heads for keys as for queries, or half precision and no mask; on
+        # the CPU no dropout. Else it falls back to plain products, and says nothing. For a mask transformers copies
+        # the heads first.
         tape, c = self.tape, self.config
         grouped = self._kv_width() < head_dim(c) * c.num_attention_heads
         if grouped and self.beside.masked and self.attention_kind == "sdpa":
@@ -86,13 +95,12 @@ class Network:
         width = head_dim(c) * c.num_attention_heads
         positions = k.numel // (tape.batch * self._kv_width())
         inner = q.size if own else FP32
-        # Keys and values are copied for each head that shares them.
-        k, v = (
-            x if x.numel == q.numel and own else tape.does(Value(tape.batch * positions * width, inner), x)
-            for x in (k, v)
+        # Keys and values are copied for each head that shares them; views are laid out anew.
+        whole = {q: tape.tokens * width, k: tape.batch * positions * width, v: tape.batch * positions * width}
+        q, k, v = (
+            x if own and x.base is None and x.numel == numel else tape.does(Value(numel, inner), x)
+            for x, numel in whole.items()
         )
-        if not own:
-            q = tape.copy(q, size=inner)
         places = c.num_attention_heads * tape.tokens * positions
         scores = tape.does(Value(places, inner), q, k, kept=[x for x, y in ((q, k), (k, q)) if y.grad])
         if own:
@@ -107,7 +115,9 @@ class Network:
         weights = tape.cast(tape.does(weights, scores, kept=(weights,)), inner)
         weights = tape.dropout(weights, self.attention_dropout)
         out = Value(q.numel, inner)
-        return tape.cast(tape.does(out, weights, v, kept=[x for x, y in ((weights, v), (v, weights)) if y.grad]), tape.size)
+        return tape.cast(
+            tape.does(out, weights, v, kept=[x for x, y in ((weights, v), (v, weights)) if y.grad]), tape.size
+        )
 
     def _kv_width(self) -> int:
         c = self.config
@@ -146,6 +156,8 @@ class Network:
             logits = Value(tape.batch * self.labels, FP32, part=LOGITS)
             head = [Parameter((self.labels, c.hidden_size), FP32), Parameter((self.labels,), FP32)]
             tape.does(logits, pooled, kept=(pooled,), trained=head)
+        elif self.loss_chunk is not None:
+            return self._chunked(x)
         else:
             logits = self._logits(x)
         wide = tape.cast(logits, FP32)
@@ -154,6 +166,15 @@ class Network:
         shifted = [Value(tape.tokens, 8)] * has_lm_head(c)
         tape.does(chances, wide, kept=(chances, *shifted))
         tape.does(Value(1, FP32, part=LOGITS), chances)
+
+    def _chunked(self, x: Value) -> None:
+        """The loss of a few tokens at a time, each made again in the backward pass: three fp32 numbers for each logit
+        of a chunk, or then the chunk's gradient for the output head."""
+        tape = self.tape
+        own = tape.own(self.head, *self.shapes[self.head])
+        entries = min(self.loss_chunk, tape.tokens) * self.config.vocab_size
+        scratch = max(3 * FP32 * entries, *(p.bytes for p in own), 0) + x.bytes
+        tape.does(Value(1, FP32, part=LOGITS), x, kept=(x, Value(tape.tokens, 8)), trained=own, scratch=scratch)
 
     def _logits(self, x: Value) -> Value:
         """One number for each token and word of the vocabulary."""
@@ -224,7 +245,7 @@ def _phi3(net: Network, x: Value, at: str) -> Value:
     q, k, v = (tape.view(fused, n * head_dim(c)) for n in heads)
     q, k = net.rotated(q), net.rotated(k)
     a = net.attention(q, k, v)
-    if not (tape.fused and tape.size == FP32):
+    if net.attention_kind == "sdpa" and not (tape.fused and tape.size == FP32):
         # Half-rotated queries lie in another order, and so does the output of most kernels: it is copied.
         a = tape.copy(a)
     x = tape.add(x, tape.dropout(net.linear(a, f"{at}.self_attn.o_proj"), c.resid_pdrop))

@@ -41,7 +41,9 @@ def dora(r: int, size: int, conv1d: bool) -> Change:
         lengths = [Value(3 * layer.outputs, size)] + [Value(layer.weights, size)] * (conv1d and x.size == size)
         magnitude = [Parameter((layer.outputs,), size)]
         # The length is taken of W + B A, written out and let go again.
-        out = tape.does(Value(y.numel, size), y, up, kept=(y, up, *lengths), trained=magnitude, scratch=2 * size * layer.weights)
+        out = tape.does(
+            Value(y.numel, size), y, up, kept=(y, up, *lengths), trained=magnitude, scratch=2 * size * layer.weights
+        )
         return tape.cast(out, y.size)
 
     return change
@@ -82,11 +84,17 @@ def kronecker(decompose_factor: int) -> Change:
 
 
 def whole_change(size: int, parts: Callable[[Linear], list[tuple[int, ...]]], kept: Callable[[Linear], int]) -> Change:
-    """A change of the whole matrix, written out from trained parts of these shapes; kept: numbers kept of the making."""
+    """A change of the whole matrix, written out from trained parts of these shapes; kept: how many numbers of the
+    making."""
 
     def change(tape: Tape, layer: Linear, x: Value, y: Value) -> Value:
         x, whole = tape.cast(x, size), Value(layer.weights, size)
-        made = tape.does(whole, kept=(Value(kept(layer), size),), trained=[Parameter(p, size) for p in parts(layer)], scratch=whole.bytes)
+        made = tape.does(
+            whole,
+            kept=(Value(kept(layer), size),),
+            trained=[Parameter(p, size) for p in parts(layer)],
+            scratch=whole.bytes,
+        )
         out = tape.does(Value(y.numel, size), x, made, kept=[x] + [made] * x.grad)
         return tape.cast(tape.add(y, out), y.size)
 
@@ -98,9 +106,14 @@ def vera(r: int, size: int) -> Change:
 
     def change(tape: Tape, layer: Linear, x: Value, y: Value) -> Value:
         down = tape.matmul(tape.cast(x, size), r)
-        down = tape.does(Value(down.numel, size), down, kept=(down,), trained=[Parameter((r,), size)])
+        # The gradient of the numbers is summed up from a product of the tensor's size.
+        down = tape.does(
+            Value(down.numel, size), down, kept=(down,), trained=[Parameter((r,), size)], scratch=down.bytes
+        )  # fmt: skip
         up = tape.matmul(down, layer.outputs)
-        up = tape.does(Value(up.numel, size), up, kept=(up,), trained=[Parameter((layer.outputs,), size)])
+        up = tape.does(
+            Value(up.numel, size), up, kept=(up,), trained=[Parameter((layer.outputs,), size)], scratch=up.bytes
+        )  # fmt: skip
         return tape.cast(tape.add(y, up), y.size)
 
     return change
@@ -138,7 +151,11 @@ def rotated(block: Callable[[Linear], int], shape: Callable[[Linear], tuple[int,
     def change(tape: Tape, layer: Linear, x: Value, y: Value) -> Value:
         x, powers = tape.cast(x, size), Value(4 * layer.inputs * block(layer), size)
         turned = tape.does(Value(x.numel, size), x, kept=(x, powers), trained=[Parameter(shape(layer), size)])
-        return tape.copy(tape.cast(turned, tape.size)) if layer.inputs == layer.outputs else tape.does(Value(y.numel, y.size), tape.cast(turned, tape.size))
+        return (
+            tape.copy(tape.cast(turned, tape.size))
+            if layer.inputs == layer.outputs
+            else tape.does(Value(y.numel, y.size), tape.cast(turned, tape.size))
+        )
 
     return change
 
@@ -150,10 +167,11 @@ def scaled(inner: bool, size: int) -> Change:
         width = layer.inputs if inner else layer.outputs
         before = tape.cast(x, size) if inner else y
         kept = [before] + [Value(width, size)] * before.grad
-        scaled = tape.does(Value(before.numel, size), before, kept=kept, trained=[Parameter((width, 1), size)])
+        # The scales' gradient is summed up from a product of the tensor's size.
+        scaled = tape.does(
+            Value(before.numel, size), before, kept=kept, trained=[Parameter((width, 1), size)], scratch=before.bytes
+        )  # fmt: skip
         scaled = tape.cast(scaled, tape.size)
         return tape.does(Value(y.numel, y.size), scaled) if inner else scaled
 
     return change
-
-

@@ -12,7 +12,15 @@ from course_lib.memory import formats, optimizers
 from course_lib.memory.beside import BESIDE
 from course_lib.memory.blocks import ATTENTIONS, Network
 from course_lib.memory.tape import (
-    ACTIVATIONS, CUDA_BLOCK, FP32, GRADIENTS, LOGITS, WORKSPACE, Replay, Tape, rounded,
+    ACTIVATIONS,
+    CUDA_BLOCK,
+    FP32,
+    GRADIENTS,
+    LOGITS,
+    WORKSPACE,
+    Replay,
+    Tape,
+    rounded,
 )  # fmt: skip
 from course_lib.methods import METHODS
 from course_lib.methods.shapes import parameter_shapes, size
@@ -90,21 +98,23 @@ def estimate(
     quantization: str | None = None,
     gradient_checkpointing: bool = False,
     attention: str = "sdpa",
+    loss_chunk: int | None = None,
     device: str = "cuda",
     labels: int = 2,
     **hparams,
 ) -> Estimate:
     """Memory of training the model of `config` by a method of the registry, on full rows of `seq_len` tokens.
 
-    dtype: of the weights that are not quantized, and of all computation; adapter_dtype: of what a method adds (peft's
-    default is fp32 on a model in half precision). quantization: of the linear layers. device: "cuda" or "cpu", whose
-    kernels keep different things. labels: classes of the head on an encoder, which language models do not have.
-    hparams: the method's. Raises ValueError for what cannot be.
+    dtype: of the weights that are not quantized, and of all computation. adapter_dtype: of what a method adds (peft's
+    default is fp32 on a model in half precision). optimizer: see `optimizers`. quantization: of the linear layers.
+    attention: "sdpa" or "eager". loss_chunk: tokens whose logits are made at a time; None: all, as in transformers.
+    device: "cuda" or "cpu", whose kernels keep different things. labels: classes of the head on an encoder. hparams:
+    the method's. Key-value caches are off. Raises ValueError for what cannot be.
     """
     settings = METHODS[method].complete(hparams)
     METHODS[method].count(config, **hparams)
     quantization = _quantization(method, quantization, settings)
-    _check(config, batch_size, seq_len, dtype, adapter_dtype, attention, device)
+    _check(config, batch_size, seq_len, loss_chunk, dtype, adapter_dtype, attention, device)
     if gradient_checkpointing and method in NO_CHECKPOINTING:
         raise ValueError(f"{method} does not go with gradient checkpointing: {NO_CHECKPOINTING[method]}. Leave it out.")
     width = formats.BYTES[dtype]
@@ -120,6 +130,7 @@ def estimate(
         written_out={name: width * layer.weights for name, layer in layers.items()},
         keeps_inputs=quantization == "int8",
         input_grads=gradient_checkpointing,
+        loss_chunk=loss_chunk,
     ).run()
     block = CUDA_BLOCK if device == "cuda" else 1
     replay = Replay(tape, range(1, len(tape.segments) - 1) if gradient_checkpointing else (), block)
@@ -146,7 +157,15 @@ def _module(name: str) -> str:
 
 
 # Methods that leave the model's linear layers as they are, or put something beside them that peft can compute there.
-ON_QUANTIZED = ("lora", "qlora", "feature_based", "prompt_tuning", "p_tuning", "prefix_tuning", "multitask_prompt_tuning")
+ON_QUANTIZED = (
+    "lora",
+    "qlora",
+    "feature_based",
+    "prompt_tuning",
+    "p_tuning",
+    "prefix_tuning",
+    "multitask_prompt_tuning",
+)
 
 
 def _quantization(method: str, asked: str | None, settings: dict) -> str | None:
@@ -166,8 +185,8 @@ def _quantization(method: str, asked: str | None, settings: dict) -> str | None:
     return own
 
 
-def _check(config, batch_size, seq_len, dtype, adapter_dtype, attention, device) -> None:
-    check_positive(batch_size=batch_size, seq_len=seq_len)
+def _check(config, batch_size, seq_len, loss_chunk, dtype, adapter_dtype, attention, device) -> None:
+    check_positive(batch_size=batch_size, seq_len=seq_len, **({} if loss_chunk is None else {"loss_chunk": loss_chunk}))
     for name, value, known in (
         ("dtype", dtype, formats.BYTES),
         ("adapter_dtype", adapter_dtype, formats.BYTES),
@@ -178,4 +197,6 @@ def _check(config, batch_size, seq_len, dtype, adapter_dtype, attention, device)
             raise unknown(name, value, known)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and seq_len > longest:
-        raise ValueError(f"seq_len={seq_len} is more than the {longest} positions of this model: make it {longest} or less.")
+        raise ValueError(
+            f"seq_len={seq_len} is more than the {longest} positions of this model: make it {longest} or less."
+        )

@@ -4,12 +4,12 @@ import weakref
 from collections import Counter
 from contextlib import contextmanager
 
+from course_lib.memory.tape import ACTIVATIONS, LOGITS, WORKSPACE
+
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from course_lib.memory.tape import ACTIVATIONS, LOGITS, WORKSPACE
 
 aten = torch.ops.aten
 FORWARD, BACKWARD = "forward pass", "backward pass"
@@ -19,8 +19,8 @@ class Ledger(TorchDispatchMode):
     """Bytes of the tensors that live on one kind of device, by part; used as a context.
 
     now: the bytes of this moment. peak: what `now` was when its sum was largest, and `moment` the `phase`, FORWARD
-    or BACKWARD, that the caller had set. block: sizes are rounded up to multiples of this (PyTorch's CUDA allocator hands out
-    multiples of 512 bytes). vocabulary: tensors whose last side is this long are "logits and loss".
+    or BACKWARD, that the caller had set. block: sizes are rounded up to multiples of this (PyTorch's CUDA allocator
+    hands out multiples of 512 bytes). vocabulary: tensors whose last side is this long are "logits and loss".
 
     On the meta device, code that asks for a value (`.item()`, `if tensor:`) hears "true": what the models ask is
     whether a batch has no padding and is not packed.

@@ -15,8 +15,8 @@ SMALL, CODED_BLOCK, PAGED = 4096, 256, 100_000
 class Optimizer:
     """states(tensor) → bytes of each tensor that is kept for it; scratch(tensor) → bytes needed while it is updated.
 
-    paged: how many of a large tensor's states lie in memory that the driver moves between GPU and CPU, outside PyTorch's
-    allocator. tables: bytes of each tensor that is there once.
+    paged: how many of a large tensor's states lie in memory that the driver moves between GPU and CPU, outside
+    PyTorch's allocator. tables: bytes of each tensor that is there once.
     """
 
     states: Callable[[Parameter], list[int]]

@@ -197,7 +197,7 @@ class Replay:
         self.moment = ""
         checkpointed = set(checkpointed)
         for index, segment in enumerate(tape.segments):
-            self._forwards(segment, keep=index not in checkpointed)
+            self._forwards(segment, tape.entries[index], keep=index not in checkpointed)
             if index in checkpointed and tape.entries[index].grad:
                 self._hold([tape.entries[index]])
         self.saved = Counter(self._held)
@@ -205,7 +205,7 @@ class Replay:
         self._gradients[last] = last
         for index, segment in reversed(list(enumerate(tape.segments))):
             if index in checkpointed:
-                self._forwards(segment, keep=True)
+                self._forwards(segment, tape.entries[index], keep=True)
             self._backwards(segment)
             if index in checkpointed and tape.entries[index].grad:
                 self._release([tape.entries[index]])
@@ -234,9 +234,11 @@ class Replay:
         if now.total() > self.peak.total():
             self.peak, self.moment = now, moment
 
-    def _forwards(self, segment: list[Operation], keep: bool) -> None:
+    def _forwards(self, segment: list[Operation], entry: Value | None, keep: bool) -> None:
         last_use = {value: index for index, step in enumerate(segment) for value in step.inputs}
-        live: set[Value] = set()
+        # Who calls a block holds on to what went in until the block is done.
+        last_use[entry] = len(segment)
+        live = set() if entry is None else {entry}
         for index, step in enumerate(segment):
             live.update((step.out, *step.inputs))
             if keep:

@@ -4,14 +4,14 @@ import math
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-import torch
-from torch import nn
-
 from course_lib.memory import optimizers
-from course_lib.memory.estimate import STATES, WEIGHTS, Estimate
+from course_lib.memory.estimate import WEIGHTS, Estimate
 from course_lib.memory.ledger import BACKWARD, FORWARD, Ledger
 from course_lib.memory.tape import CUDA_BLOCK, GRADIENTS, WORKSPACE, Parameter
 from course_lib.models import Classifier
+
+import torch
+from torch import nn
 
 aten = torch.ops.aten
 

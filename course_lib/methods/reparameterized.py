@@ -343,9 +343,7 @@ def _count_oft(
             f"Give r (blocks) or oft_block_size, and 0 for the other; got r={r}, oft_block_size={oft_block_size}."
         )
 
-    rotations = sum(
-        size(oft_rotations(layer, r, oft_block_size, block_share)) for layer in found.values()
-    )
+    rotations = sum(size(oft_rotations(layer, r, oft_block_size, block_share)) for layer in found.values())
     if not rotations:
         raise ValueError("Blocks of one number have nothing to rotate: oft_block_size must be 2 or more.")
     return rotations + saved(config, modules_to_save)
