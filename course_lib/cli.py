@@ -94,6 +94,34 @@ def count(arguments) -> int:
     return 0
 
 
+def fit(arguments) -> int:
+    """Print which ways to fine-tune a model a GPU has room for; or for one method, what takes how much."""
+    from course_lib import models
+    from course_lib.memory import fitting
+    from course_lib.memory.estimate import PARTS, estimate
+    from course_lib.plots import human_bytes
+
+    config, space = models.config(arguments.model), fitting.room(arguments.gpu)
+    rows, length = arguments.batch_size, arguments.seq_len
+    shape = {"batch_size": rows, "seq_len": length, "loss_chunk": arguments.loss_chunk}
+    if arguments.method is None:
+        if arguments.hparams:
+            raise ValueError("name=value belongs to a method: name it with --method.")
+        answer = fitting.table(fitting.verdicts(config, arguments.gpu, **shape), rows, length)
+    else:
+        cost = estimate(config, arguments.method, **shape, **dict(map(_hparam, arguments.hparams)))
+        left = space - cost.allocated_peak
+        verdict = f"fits, {human_bytes(left)} left" if left >= 0 else f"does not fit, {human_bytes(-left)} too much"
+        parts = (
+            f"{p:<18}{human_bytes(cost.parts[p]):>10}   at the peak {human_bytes(cost.peak[p]):>10}" for p in PARTS
+        )
+        answer = "\n".join((*parts, f"\nlargest in the {cost.moment}: {human_bytes(cost.allocated_peak)}, {verdict}"))
+    gpu = arguments.gpu if arguments.gpu in fitting.GPUS else f"a GPU of {arguments.gpu} GiB"
+    print(f"{arguments.model} on {gpu}: {human_bytes(space)} for tensors, less what CUDA and gaps take (a guess).")
+    print(f"{rows} × {length} tokens a step. Estimates, not measurements.\n\n{answer}")
+    return 0
+
+
 def _hparam(text: str) -> tuple[str, object]:
     """name=value of a command line: a number, True, False, None, a word, or words with commas between them."""
     name, equals, value = text.partition("=")
@@ -122,6 +150,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("hparams", nargs="*", metavar="name=value", help="its hyper-parameters, such as r=16")
     one.add_argument("--all", action="store_true", help="a table of every method")
     one.set_defaults(run=count)
+
+    one = commands.add_parser("fit", help="say which ways to fine-tune a model a GPU has room for")
+    one.add_argument("--model", required=True, help="an architecture, such as llama-3-8b, or a folder with config.json")
+    one.add_argument("--gpu", required=True, help="a GPU, such as 'RTX 4090', or its memory in GiB")
+    one.add_argument("--batch-size", type=int, default=1, metavar="N", help="rows of a step (default: 1)")
+    one.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens of a row (default: 512)")
+    one.add_argument("--loss-chunk", type=int, metavar="N", help="logits of so many tokens at a time (default: all)")
+    one.add_argument("--method", help="one method, in detail")
+    one.add_argument("hparams", nargs="*", metavar="name=value", help="its settings, such as r=16 optimizer=sgd")
+    one.set_defaults(run=fit)
 
     one = commands.add_parser("execute", help="run notebooks and store their outputs, normalised")
     one.add_argument("notebook", nargs="*", help="notebook files; all lessons if none is named")

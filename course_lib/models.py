@@ -217,10 +217,27 @@ def architectures() -> list[str]:
 
 
 def config(name: str) -> PreTrainedConfig:
-    """The config of a published architecture, from data/architectures.json; raises ValueError for others."""
+    """The config of a published architecture, from data/architectures.json, or of a model of your own: the path of its
+    folder, or of a config.json.
+
+    Raises ValueError for other names, and for files that transformers does not understand.
+    """
     if name not in _architectures():
-        raise unknown("architecture", name, _architectures())
+        if not Path(name).exists():
+            known = unknown("architecture", name, _architectures())
+            raise ValueError(f"{known} Or give the folder of a model of your own, or its config.json.")
+        return _config_of(Path(name))
     return AutoConfig.for_model(**_architectures()[name]["config"])
+
+
+def _config_of(path: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} holds no config that transformers understands ({type(error).__name__}): give the folder of a "
+            "model, or its config.json."
+        ) from error
 
 
 def skeleton(name: str) -> PreTrainedModel:

@@ -194,7 +194,7 @@ class Replay:
         # Gradients on their way: whose they are → the tensor that they lie in.
         self._gradients: dict[Value, Value] = {}
         self.peak: Counter[str] = Counter()
-        self.moment = ""
+        self._most, self.moment = 0, ""
         checkpointed = set(checkpointed)
         for index, segment in enumerate(tape.segments):
             self._forwards(segment, tape.entries[index], keep=index not in checkpointed)
@@ -214,25 +214,29 @@ class Replay:
         for value in map(_memory, values):
             self._uses[value] += 1
             if self._uses[value] == 1:
-                self._held[value.part] += rounded(value.bytes, self.block)
+                self._held[value.part] += self._size(value)
 
     def _release(self, values: Iterable[Value]) -> None:
         for value in map(_memory, values):
             self._uses[value] -= 1
             if self._uses[value] == 0:
                 del self._uses[value]
-                self._held[value.part] -= rounded(value.bytes, self.block)
+                self._held[value.part] -= self._size(value)
+
+    def _size(self, value: Value | Parameter) -> int:
+        return rounded(value.bytes, self.block)
 
     def _look(self, moment: str, passing: Iterable[Value], scratch: int = 0) -> None:
         """Note what is held at this moment, if it is the most so far; passing: tensors that nothing keeps."""
+        # A gradient is a tensor of its own, even if something keeps the tensor that it is of.
         flying = set(self._gradients.values())
-        now = Counter(self._held)
-        now[WORKSPACE] += scratch
-        for value in {*map(_memory, passing), *flying}:
-            if value in flying or value not in self._uses:
-                now[WORKSPACE if value.part == ACTIVATIONS else value.part] += rounded(value.bytes, self.block)
-        if now.total() > self.peak.total():
-            self.peak, self.moment = now, moment
+        flying.update(value for value in map(_memory, passing) if value not in self._uses)
+        total = sum(self._held.values()) + scratch + sum(map(self._size, flying))
+        if total > self._most:
+            self._most, self.moment, self.peak = total, moment, Counter(self._held)
+            self.peak[WORKSPACE] += scratch
+            for value in flying:
+                self.peak[WORKSPACE if value.part == ACTIVATIONS else value.part] += self._size(value)
 
     def _forwards(self, segment: list[Operation], entry: Value | None, keep: bool) -> None:
         last_use = {value: index for index, step in enumerate(segment) for value in step.inputs}
@@ -252,7 +256,7 @@ class Replay:
                 self._release(step.kept)
                 continue
             arriving = self._gradients[step.out]
-            self._held[GRADIENTS] += sum(rounded(parameter.bytes, self.block) for parameter in step.trained)
+            self._held[GRADIENTS] += sum(map(self._size, step.trained))
             made = [
                 (x, arriving if step.passes and x.size == arriving.size else Value(x.numel, x.size, part=x.part))
                 for x in dict.fromkeys(step.inputs)
