@@ -88,7 +88,7 @@ def test_the_command_details_one_method(capsys):
 def test_a_model_of_ones_own(capsys, tmp_path):
     SMALL.save_pretrained(tmp_path)
     as_published, folder, file = (
-        said(capsys, "--model", str(name), "--gpu", "8").splitlines()[2:]
+        said(capsys, "--model", str(name), "--gpu", "8", "--method", "lora").splitlines()[1:]
         for name in ("smollm2-135m", tmp_path, tmp_path / "config.json")
     )
     assert as_published == folder == file

@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from course_lib import models
+from course_lib.experiments.steps import time_steps, wait
 from course_lib.methods import METHODS
 from course_lib.methods.shapes import linears
 from course_lib.runs import Run, RunLog, select
@@ -88,21 +89,10 @@ def measure(spec: dict, folder: Path | None = None) -> Run:
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True)
     ids, mask = _rows(model.config.vocab_size, build, device)
     labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
-    losses, times = [], []
-    for step in range(WARMUP + STEPS):
-        if step == WARMUP and device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        _wait(device)
-        began = time.perf_counter()
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        _wait(device)
-        times.append(time.perf_counter() - began)
-        losses.append(loss.item())
+    batch = {"input_ids": ids, "labels": labels} | ({} if mask is None else {"attention_mask": mask})
+    losses, times = time_steps(model, batch, optimizer, warmup=WARMUP, steps=STEPS)
     tokens = int(mask.sum()) if mask is not None else ids.numel()
-    seconds = sum(times[WARMUP:])
+    seconds = sum(times)
     speed, rate = tokens * STEPS / seconds, matmul_rate(device)
     return Run(
         spec=spec,
@@ -119,7 +109,7 @@ def measure(spec: dict, folder: Path | None = None) -> Run:
         peak_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else None,
         precision="bf16",
         extra={
-            "step_seconds": times[WARMUP:],
+            "step_seconds": times,
             "matmul_rate": rate,
             "utilization": speed * operations(spec["shape"], spec["method"]) / rate,
         },
@@ -165,11 +155,6 @@ def _rows(vocabulary: int, build: Build, device: str) -> tuple[torch.Tensor, tor
     return ids.to(device), mask.to(device)
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 @lru_cache
 def matmul_rate(device: str) -> float:
     """Floating-point operations a second of a product of two square bf16 matrices of random numbers, the median of ten
@@ -178,10 +163,10 @@ def matmul_rate(device: str) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(13):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         times.append(time.perf_counter() - began)
     return 2 * side**3 / sorted(times[3:])[5]
 

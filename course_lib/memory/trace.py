@@ -70,7 +70,11 @@ def _pack(model: nn.Module) -> list[torch.Tensor]:
         weight = getattr(module, "weight", None)
         if hasattr(weight, "bnb_quantized"):
             if not weight.bnb_quantized:
-                weight._quantize(torch.device("meta"))
+                from bitsandbytes import functional
+
+                # Its table of codes is made once and kept: one on the meta device must not be.
+                with patch.dict(functional.name2qmap, clear=True):
+                    weight._quantize(torch.device("meta"))
             state = weight.quant_state
             tables += [state.absmax, state.code]
             tables += [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
