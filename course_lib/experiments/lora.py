@@ -79,8 +79,15 @@ KIN = {
     "dylora": Setting("DyLoRA", "dylora", _lora(BUDGET_RANK), 1e-3),
     "krona": Setting("KronA", "krona", {"decompose_factor": 6, "target_modules": TARGETS["query, value"]}, 3e-3),
 }
+# The same adapters on a base in 16 or 32 bits, and on one in 4.
+_WIDE = {"r": BUDGET_RANK, "lora_alpha": 8, "target_modules": "all-linear"}
+BIT_SETTINGS = {
+    "all linear, r=8": Setting("LoRA", "lora", _WIDE, 1e-3),
+    "nf4": Setting("QLoRA, NF4 double", "qlora", _WIDE, 1e-3),
+    "fp4": Setting("QLoRA, FP4 double", "qlora", _WIDE | {"bnb_4bit_quant_type": "fp4"}, 1e-3),
+}
 FULL = {"full": Setting("Full fine-tuning", "full", {}, 1e-4)}
-SETTINGS = FULL | KIN | GRID_SETTINGS | ALPHA_SETTINGS | RSLORA_SETTINGS
+SETTINGS = FULL | KIN | GRID_SETTINGS | ALPHA_SETTINGS | RSLORA_SETTINGS | BIT_SETTINGS
 
 
 def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:

@@ -73,7 +73,7 @@ def measure(spec: dict, folder: Path | None = None) -> Run:
     """Train a few steps and return the Run: seconds and tokens a second, losses, peak, predicted bytes by part.
 
     Its `extra` has estimate and trace (an Estimate's fields) and fits, and where that is so step_seconds and reserved
-    (bytes that PyTorch held at its peak). A step that runs out of memory gives a Run without losses. folder is not used.
+    (bytes that PyTorch held at its peak). A step that runs out of memory gives a Run without losses. folder: not used.
     """
     device = best_device()
     found = {"estimate": asdict(predicted(spec)), "trace": asdict(traced(spec))}
