@@ -198,6 +198,30 @@ def bars(values: Mapping[str, float], *, x: str, title: str, alt: str, log: bool
     return _picture(7.2, 1.2 + 0.42 * len(values), alt, dict(values), draw)
 
 
+def levels(
+    rows: Mapping[str, Sequence[float]], *, x: str, title: str, alt: str, sample: Sequence[float] | None = None
+) -> Picture:
+    """The numbers that formats can represent, one row of ticks a format; sample: numbers whose histogram is above."""
+    edges = np.linspace(min(map(min, rows.values())), max(map(max, rows.values())), 101)
+    heights = None if sample is None else np.histogram(sample, edges)[0]
+
+    def draw(axes):
+        for row, values in enumerate(rows.values()):
+            axes.vlines(values, -row - 0.32, -row + 0.32, color=COLOURS[row % 7], linewidth=1.5)
+        top = 0.5
+        if heights is not None:
+            axes.stairs(0.6 + 1.6 * heights / heights.max(), edges, baseline=0.6, fill=True, color="#bbbbbb")
+            top = 2.3
+        axes.set_yticks([-row for row in range(len(rows))], list(rows))
+        axes.set_ylim(0.5 - len(rows), top)
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel=x, title=title)
+
+    data = {name: list(map(float, values)) for name, values in rows.items()}
+    data |= {} if heights is None else {"sample": heights.tolist()}
+    return _picture(7.2, 1.3 + 0.42 * len(rows) + (0.9 if sample is not None else 0), alt, data, draw)
+
+
 def memory_bars(
     rows: Mapping[str, Mapping[str, float]], *, title: str, alt: str, limits: Mapping[str, float] | None = None
 ) -> Picture:
@@ -215,8 +239,9 @@ def memory_bars(
             left += widths
         for row, total in enumerate(left):
             axes.annotate(
-                human_bytes(total * 1e6), (total, row), xytext=(4, 0), textcoords="offset points", va="center"
-            )
+                human_bytes(total * 1e6), (total, row), xytext=(4, 0), textcoords="offset points", va="center",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )  # fmt: skip
         for name, limit in (limits or {}).items():
             axes.axvline(limit / 1e6, color="#000000", linestyle=":")
             axes.annotate(
@@ -226,7 +251,7 @@ def memory_bars(
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value * 1e6)))
         axes.set_title(title, pad=18 if limits else 6)
-        axes.figure.legend(loc="outside lower center", ncols=len(parts), fontsize=10)
+        axes.figure.legend(loc="outside lower center", ncols=len(parts) if len(parts) < 5 else 3, fontsize=10)
 
     return _picture(7.6, 1.7 + 0.5 * len(rows), alt, {name: dict(row) for name, row in rows.items()}, draw)
 

@@ -1,12 +1,15 @@
 """Every exercise check recognises typical wrong answers by name, accepts the right one, and survives broken code."""
 
+import itertools
 import math
 
-from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03
+from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04
 from course_lib.experiments import peft_taxonomy
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 
 def ceil_div(a, b):
@@ -79,6 +82,26 @@ def split_change(delta, r, power=0.5, other=0.5):
     return s[:r, None] ** power * v[:r], u[:, :r] * s[:r] ** other
 
 
+def halves(packed):
+    return torch.stack([packed >> 4, packed & 15], dim=1)
+
+
+def bisected(cost, room, most):
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= room else (low, middle)
+    return low
+
+
+def levels_of(bits):
+    n = 2**bits
+    last = (1 - 1 / (2 * n) + 1 - 1 / (2 * (n - 1))) / 2
+    above, below = norm.ppf(np.linspace(last, 0.5, n // 2 + 1)[:-1]), norm.ppf(np.linspace(last, 0.5, n // 2)[:-1])
+    levels = torch.tensor(np.sort(np.concatenate([-below, [0.0], above])))
+    return levels / levels.max()
+
+
 RIGHT = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(ceil_div(n, b), a)),
     (
@@ -101,6 +124,11 @@ RIGHT = [
     (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha / len(a) * b @ a),
     (lesson_03.rank_needed, energy_rank),
     (lesson_03.extract, split_change),
+    (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + constant_bits / block),
+    (lesson_04.unpack, lambda packed: halves(packed).flatten()),
+    (lesson_04.peak, lambda events: max(itertools.accumulate((size for _, size in events), initial=0))),
+    (lesson_04.largest_batch, bisected),
+    (lesson_04.normal_levels, levels_of),
 ]
 WRONG = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),
@@ -177,6 +205,42 @@ WRONG = [
     (lesson_03.extract, lambda delta, r: split_change(delta, r, 1.0, 1.0), "in twice"),
     (lesson_03.extract, lambda delta, r: split_change(delta, r, 0.0, 1.0), "not divided evenly"),
     (lesson_03.extract, lambda delta, r: (delta[:r], torch.eye(len(delta))[:, :r]), "not the nearest"),
+    (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits, "constants are missing"),
+    (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + constant_bits, "constant of its own"),
+    (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + block / constant_bits, "upside down"),
+    (lesson_04.bits_per_weight, lambda bits, block, constant_bits: 4 + constant_bits / block, "wrong for 8"),
+    (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + int(constant_bits) / block, "Do not round"),
+    (lesson_04.unpack, lambda packed: packed >> 4, "hold six codes"),
+    (lesson_04.unpack, halves, "shape (3, 2)"),
+    (lesson_04.unpack, lambda packed: halves(packed).flip(1).flatten(), "swapped"),
+    (lesson_04.unpack, lambda packed: halves(packed).T.flatten(), "all lower ones"),
+    (lesson_04.unpack, lambda packed: torch.stack([packed >> 4, packed], 1).flatten(), "below 16"),
+    (lesson_04.unpack, lambda packed: torch.zeros(6), "Expected [1, 15"),
+    (lesson_04.peak, lambda events: sum(max(size, 0) for _, size in events), "ever allocated"),
+    (lesson_04.peak, lambda events: sum(size for _, size in events), "largest part"),
+    (lesson_04.peak, lambda events: max((size for _, size in events), default=0) * 2, "peak in the middle"),
+    (
+        lesson_04.peak,
+        lambda events: max(itertools.accumulate((size for _, size in events), initial=0)) if events else 1,
+        "Start at 0",
+    ),
+    (lesson_04.largest_batch, lambda cost, room, most: bisected(cost, room, most) + 1, "8 rows cost 156"),
+    (lesson_04.largest_batch, lambda cost, room, most: bisected(cost, room - 1, most), "exactly 156"),
+    (lesson_04.largest_batch, lambda cost, room, most: max(1, bisected(cost, room, most)), "Not even one row"),
+    (lesson_04.largest_batch, lambda cost, room, most: bisected(cost, room, 10**6), "Stop at `most`"),
+    (lesson_04.largest_batch, lambda cost, room, most: bisected(cost, room, most) // 2, "you say 3"),
+    (
+        lesson_04.largest_batch,
+        lambda cost, room, most: max((n for n in range(1, most + 1) if cost(n) <= room), default=0),
+        "4,096 times",
+    ),
+    (lesson_04.normal_levels, lambda bits: levels_of(bits)[1:], "16 levels"),
+    (lesson_04.normal_levels, lambda bits: levels_of(bits).flip(0), "not sorted"),
+    (lesson_04.normal_levels, lambda bits: levels_of(bits) + 1e-3, "exactly one zero"),
+    (lesson_04.normal_levels, lambda bits: 1.8 * levels_of(bits), "not 1"),
+    (lesson_04.normal_levels, lambda bits: -levels_of(bits).flip(0), "are above zero"),
+    (lesson_04.normal_levels, lambda bits: torch.cat([torch.arange(-7, 0) / 7, torch.arange(9) / 8]), "not NF4"),
+    (lesson_04.normal_levels, lambda bits: levels_of(4), "wrong for 3"),
 ]
 
 

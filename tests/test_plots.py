@@ -40,6 +40,11 @@ PICTURES = {
         lambda: plots.bars({"full": 22_565_376, "head": 1155}, x="n", log=True, **TEXT),
         {"full": 22_565_376, "head": 1155},
     ),
+    "levels": (
+        lambda: plots.levels({"int2": [-1, 0, 1]}, x="value", sample=[-1, 0, 0, 1], **TEXT),
+        {"int2": [-1.0, 0.0, 1.0], "sample": [1] + 49 * [0] + [2] + 48 * [0] + [1]},
+    ),
+    "levels alone": (lambda: plots.levels({"bits": [0, 1]}, x="value", **TEXT), {"bits": [0.0, 1.0]}),
     "memory_bars": (lambda: plots.memory_bars(MEMORY, limits={"4 GB": 4e9}, **TEXT), MEMORY),
     "tradeoff": (
         lambda: plots.tradeoff(POINTS, SCORES, y="accuracy", baseline=("dummy", 0.33), **TEXT),
