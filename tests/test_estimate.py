@@ -177,6 +177,29 @@ def test_the_closed_form_is_the_traced_peak_on_a_gpu(method):
     assert max(errors) < 0.05
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora_dropout": 0.1},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"use_dora": True},
+        {"use_dora": True, "lora_dropout": 0.1},
+        {"use_rslora": True, "r": 3},
+        {"target_modules": ["lm_head", "q_proj"]},
+    ],
+)
+def test_the_variants_of_lora(options):
+    for name in ("qwen2.5-0.5b", "minilm-l6"):
+        if name == "minilm-l6" and "target_modules" in options:
+            continue
+        predicted, traced = both(name, "lora", **options)
+        assert predicted.parts["gradients"] == traced.parts["gradients"]
+        assert abs(error(saved(predicted), saved(traced))) < 0.03
+        assert abs(error(predicted.allocated_peak, traced.allocated_peak)) < 0.05
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_architecture_and_attention(name, attention):
@@ -383,6 +406,7 @@ LLAMA = {"config": "llama-3.2-1b", "method": "lora"}
         ({"attention": "flash"}, "Unknown attention"),
         ({"device": "tpu"}, "Unknown device"),
         ({"r": 0}, "r must be"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not written down"),
         ({"rank": 8}, "Unknown hyper-parameter of lora 'rank'"),
         ({"method": "prefix_tuning", "gradient_checkpointing": True}, "does not go with gradient checkpointing"),
         ({"config": "gpt2", "method": "lora", "quantization": "nf4"}, "Conv1D"),

@@ -1,3 +1,1 @@
-"""Memory of training, in bytes by part: predicted from numbers of parameters, or counted on a real step."""
-
-PARTS = ("weights", "gradients", "optimizer states", "activations")
+"""Memory of training, in bytes by part: predicted from a config, traced through the real code, or counted."""

@@ -182,9 +182,13 @@ def _chosen(config, method: str, h: dict) -> dict[str, Linear]:
     return without_saved(found, h.get("modules_to_save"))
 
 
-def _lora(config, size: int, **h) -> Beside:
-    change = changes.dora(h["r"], size, uses_conv1d(config)) if h.get("use_dora") else changes.low_rank(h["r"], size)
-    return _on(_chosen(config, "lora", h), change)
+def _lora(config, size: int, *, use_dora=False, bias="none", lora_bias=False, lora_dropout=0.0, **h) -> Beside:
+    found = _chosen(config, "lora", h)
+    change = changes.low_rank(h["r"], size, lora_bias, lora_dropout)
+    if use_dora:
+        change = changes.dora(h["r"], size, uses_conv1d(config), lora_dropout)
+    own = {f"{name}.bias" for name in found}
+    return _on(found, change, lambda name: _is_bias(name) and (bias == "all" or (bias == "lora_only" and name in own)))
 
 
 def _ia3(config, size: int, *, target_modules, feedforward_modules, **h) -> Beside:

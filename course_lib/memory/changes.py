@@ -14,11 +14,12 @@ from course_lib.methods.shapes import Linear
 Change = Callable[[Tape, Linear, Value, Value], Value]
 
 
-def low_rank(r: int, size: int, lora_bias: bool = False) -> Change:
+def low_rank(r: int, size: int, lora_bias: bool = False, lora_dropout: float = 0.0) -> Change:
     """y + scale · B A x, computed in the adapter's type and cast back."""
 
     def change(tape: Tape, layer: Linear, x: Value, y: Value) -> Value:
-        down = tape.matmul(tape.cast(x, size), r, [Parameter((r, layer.inputs), size)])
+        x = tape.dropout(tape.cast(x, size), lora_dropout)
+        down = tape.matmul(x, r, [Parameter((r, layer.inputs), size)])
         bias = [Parameter((layer.outputs,), size)] * lora_bias
         up = tape.copy(tape.matmul(down, layer.outputs, [Parameter((layer.outputs, r), size)], bias))
         return tape.cast(tape.add(y, up), y.size)
@@ -26,24 +27,27 @@ def low_rank(r: int, size: int, lora_bias: bool = False) -> Change:
     return change
 
 
-def dora(r: int, size: int, conv1d: bool) -> Change:
+def dora(r: int, size: int, conv1d: bool, lora_dropout: float = 0.0) -> Change:
     """The length of a row is a constant to the gradient; the ratio of lengths multiplies both outputs.
 
     conv1d: W is stored the other way round, and W + B A stays in memory when no cast comes between.
     """
 
     def change(tape: Tape, layer: Linear, x: Value, y: Value) -> Value:
-        up = tape.matmul(
-            tape.matmul(tape.cast(x, size), r, [Parameter((r, layer.inputs), size)]),
-            layer.outputs,
-            [Parameter((layer.outputs, r), size)],
-        )
-        lengths = [Value(3 * layer.outputs, size)] + [Value(layer.weights, size)] * (conv1d and x.size == size)
+        conv1d_too = conv1d and x.size == size
+        x = tape.dropout(tape.cast(x, size), lora_dropout)
+        down = tape.matmul(x, r, [Parameter((r, layer.inputs), size)])
+        up = tape.matmul(down, layer.outputs, [Parameter((layer.outputs, r), size)])
+        base = y
+        if lora_dropout:
+            # What dropout has thinned out goes through the layer once more, whose weight is cast for it.
+            cast = [Value(layer.weights, size)] * (x.grad and size != tape.size)
+            base = tape.does(Value(y.numel, size), x, kept=cast, scratch=size * layer.weights)
+        kept = [base, up, Value(3 * layer.outputs, size)] + [Value(layer.weights, size)] * conv1d_too
         magnitude = [Parameter((layer.outputs,), size)]
         # The length is taken of W + B A, written out and let go again.
-        out = tape.does(
-            Value(y.numel, size), y, up, kept=(y, up, *lengths), trained=magnitude, scratch=2 * size * layer.weights
-        )
+        scratch = 2 * size * layer.weights
+        out = tape.does(Value(y.numel, size), y, base, up, kept=kept, trained=magnitude, scratch=scratch)
         return tape.cast(out, y.size)
 
     return change

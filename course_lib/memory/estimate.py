@@ -117,6 +117,8 @@ def estimate(
     _check(config, batch_size, seq_len, loss_chunk, dtype, adapter_dtype, attention, device)
     if gradient_checkpointing and method in NO_CHECKPOINTING:
         raise ValueError(f"{method} does not go with gradient checkpointing: {NO_CHECKPOINTING[method]}. Leave it out.")
+    if settings.get("modules_to_save"):
+        raise ValueError("The memory of modules_to_save is not written down: leave it out, or trace the model.")
     width = formats.BYTES[dtype]
     layers = formats.quantized_layers(config) if quantization else {}
     beside = BESIDE[method](config, width if width == FP32 else formats.BYTES[adapter_dtype], **settings)
