@@ -109,7 +109,10 @@ def fit(arguments) -> int:
             raise ValueError("name=value belongs to a method: name it with --method.")
         answer = fitting.table(fitting.verdicts(config, arguments.gpu, **shape), rows, length)
     else:
-        cost = estimate(config, arguments.method, **shape, **dict(map(_hparam, arguments.hparams)))
+        settings = dict(map(_hparam, arguments.hparams))
+        for name in {"config", "method", *shape} & set(settings):
+            raise ValueError(f"{name} has an option of its own: write --{name.replace('_', '-')}.")
+        cost = estimate(config, arguments.method, **shape, **settings)
         left = space - cost.allocated_peak
         verdict = f"fits, {human_bytes(left)} left" if left >= 0 else f"does not fit, {human_bytes(-left)} too much"
         parts = (
@@ -123,12 +126,13 @@ def fit(arguments) -> int:
 
 
 def _hparam(text: str) -> tuple[str, object]:
-    """name=value of a command line: a number, True, False, None, a word, or words with commas between them."""
+    """name=value of a command line: a number, true, false, None, a word, or words with commas between them."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise ValueError(
             f"{text!r} is no hyper-parameter: write name=value, such as r=8 or target_modules=q_proj,v_proj."
         )
+    value = value.capitalize() if value in ("true", "false") else value
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

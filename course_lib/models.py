@@ -146,7 +146,8 @@ class Classifier(PreTrainedModel):
     def forward(self, input_ids=None, attention_mask=None, features=None, labels=None):
         if features is None:
             features = self.pooled(input_ids, attention_mask)
-        logits = self.head(features)
+        # The head is in fp32 on an encoder in half precision, too.
+        logits = self.head(features.to(next(self.head.parameters()).dtype))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         if self.penalty is not None and self.training and loss is not None:
             loss = loss + self.penalty(self.encoder)

@@ -94,16 +94,22 @@ def machine() -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    git = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
-        "revision": git.stdout.strip() or None,
+        "revision": _revision(),
     }
+
+
+def _revision() -> str | None:
+    asked = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:
+        # A training machine may have no git; a finished run is not lost for that.
+        return None
 
 
 def slug(text: str) -> str:

@@ -49,7 +49,7 @@ def test_the_largest_batch_and_length_fit_and_the_next_do_not():
 
         assert peak(verdict.batch_size, 256) <= space < peak(verdict.batch_size + 1, 256)
         assert peak(2, verdict.seq_len) <= space
-        if verdict.seq_len + fitting.LENGTH_STEP <= SMALL.max_position_embeddings:
+        if verdict.seq_len + fitting.LENGTH_STEP < SMALL.max_position_embeddings:
             assert space < peak(2, verdict.seq_len + fitting.LENGTH_STEP)
         checked += 1
     assert checked >= 6
@@ -102,6 +102,8 @@ def test_a_model_of_ones_own(capsys, tmp_path):
         (("--model", "gpt2", "--gpu", "24", "--batch-size", "0"), "batch_size must be"),
         (("--model", "gpt2", "--gpu", "24", "--seq-len", "4000"), "more than the 1024 positions"),
         (("--model", "gpt2", "--gpu", "24", "r=4"), "--method"),
+        (("--model", "gpt2", "--gpu", "24", "--method", "lora", "seq_len=4"), "--seq-len"),
+        (("--model", "gpt2", "--gpu", "24", "--method", "lora", "gradient_checkpointing=maybe"), "True or False"),
         (("--model", "gpt2", "--gpu", "24", "--method", "lorra"), "Did you mean 'lora'"),
         (("--model", "gpt2", "--gpu", "24", "--method", "lora", "rank=4"), "Unknown hyper-parameter of lora 'rank'"),
     ],
@@ -118,3 +120,11 @@ def test_a_broken_config_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match="no config that transformers understands"):
         models.config(str(tmp_path))
+
+
+def test_lengths_end_at_the_models_own_limit():
+    gpt2 = models.config("gpt2")
+    found = {(v.way, v.checkpointing): v for v in fitting.verdicts(gpt2, 80, seq_len=1000)}
+    assert found["LoRA, bf16", True].seq_len == 1024
+    many = next(fitting.verdicts(models.config("minilm-l6"), "H200", batch_size=5000, seq_len=8))
+    assert many.batch_size == 5000

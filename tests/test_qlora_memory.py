@@ -86,7 +86,8 @@ def test_errors_are_shares_of_what_was_measured():
     assert study.errors([run]) == {"estimate": [pytest.approx(-0.1)], "trace": [pytest.approx(0.05)]}
 
 
-def test_without_a_gpu_nothing_is_recorded(capsys, tmp_path):
+def test_without_a_gpu_nothing_is_recorded(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "best_device", lambda: "cpu")
     study.study(RunLog(tmp_path / "cpu.json", None))
     assert "needs a CUDA GPU" in capsys.readouterr().out
     assert not (tmp_path / "cpu.json").exists()

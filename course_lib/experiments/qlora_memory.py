@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from course_lib import models
+from course_lib.errors import unknown
 from course_lib.experiments.steps import time_steps
 from course_lib.memory.estimate import Estimate, estimate
 from course_lib.memory.fitting import WAYS
@@ -30,7 +31,9 @@ WARMUP, STEPS = 2, 5
 
 
 def make_spec(shape: str, way: str, checkpointing: bool, batch_size: int = 1, seq_len: int = 2048) -> dict:
-    """What is measured; way: one of `fitting.WAYS`."""
+    """What is measured; way: one of MEASURED, else ValueError."""
+    if way not in MEASURED:
+        raise unknown("way", way, MEASURED)
     return {
         "shape": shape, "way": way, "checkpointing": checkpointing, "batch_size": batch_size, "seq_len": seq_len,
     }  # fmt: skip
@@ -50,7 +53,7 @@ def everything() -> list[dict]:
 
 
 def settings(spec: dict) -> tuple[str, dict]:
-    """The method of a spec, and the settings of `estimate` that are not its own."""
+    """The method of a spec, and its hyper-parameters."""
     method, own = WAYS[spec["way"]]
     own = own | ({} if method == "full" else {"r": RANK})
     known = METHODS[method].hparams
@@ -80,7 +83,10 @@ def measure(spec: dict, folder: Path | None = None) -> Run:
     shared = {"spec": spec, "precision": _dtype(spec), "predicted_bytes": found["estimate"]["peak"]}
     try:
         return _trained(spec, device, found, shared)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        # cuBLAS says it in words of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
         none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "peak_bytes": None}
         return Run(**shared, **none, extra=found | {"fits": False})
 
@@ -88,6 +94,10 @@ def measure(spec: dict, folder: Path | None = None) -> Run:
 def _trained(spec: dict, device: str, found: dict, shared: dict) -> Run:
     torch.manual_seed(0)
     model = materialize(_on_meta(spec), device).train()
+    if device == "cuda":
+        # What packing left behind is not what training needs.
+        gc.collect()
+        torch.cuda.empty_cache()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True)
     losses, times = time_steps(model, _batch(spec, device), optimizer, warmup=WARMUP, steps=STEPS)
@@ -169,8 +179,9 @@ def study(log: RunLog) -> None:
         try:
             run = log.run(spec, measure)
             print(f"{_title(spec)}: {_outcome(run)}", flush=True)
-        except ImportError as missing:
-            print(f"{_title(spec)}: skipped, {missing.name} is not installed", flush=True)
+        except (ImportError, RuntimeError) as error:
+            # The others can still be measured.
+            print(f"{_title(spec)}: skipped, {error}", flush=True)
         finally:
             gc.collect()
             torch.cuda.empty_cache()

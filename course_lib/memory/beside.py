@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from course_lib.memory import changes
 from course_lib.memory.changes import Change
-from course_lib.memory.tape import Parameter, Value
+from course_lib.memory.tape import FP32, Parameter, Value
 from course_lib.methods.added_linear import factors
 from course_lib.methods.additive import _adapted, _heads, _ia3_targets, _norms_train, _special_ids
 from course_lib.methods.prompts import _kv_width
@@ -140,7 +140,7 @@ class Ladder(Beside):
     def _attention(self, net, x: Value) -> Value:
         tape, heads = net.tape, _heads(net.config, self.width)
         packed = tape.copy(self._linear(tape, x, 3 * self.width))
-        out, sums = tape.value(self.width), Value(heads * tape.tokens, 4)
+        out, sums = tape.value(self.width), Value(heads * tape.tokens, FP32)
         # Who may look at whom is written out for each head.
         mask = Value(heads * tape.tokens * tape.length, tape.size)
         tape.does(out, packed, kept=(packed, mask, out, sums))
@@ -154,7 +154,7 @@ class Ladder(Beside):
     @staticmethod
     def _norm(tape, x: Value) -> Value:
         trained = 2 * [Parameter((tape.width(x),), tape.size)]
-        return tape.does(Value(x.numel, x.size), x, kept=(x, Value(2 * tape.tokens, 4)), trained=trained)
+        return tape.does(Value(x.numel, x.size), x, kept=(x, Value(2 * tape.tokens, FP32)), trained=trained)
 
 
 def looked_up(tape, rows: int, entries: int, width: int, size: int) -> Value:
@@ -293,7 +293,7 @@ def _lt_sft(config, size: int, *, density, target_modules, **h) -> Beside:
     return beside
 
 
-def _gated(config, size: int, *, target_modules, **h) -> Beside:
+def _diff_pruning(config, size: int, *, target_modules, **h) -> Beside:
     found = targets(config, target_modules)
     return OnLayers({n: changes.remade([_matrix(config, layer)] * 2 + [(1,)], copies=4) for n, layer in found.items()})
 
@@ -336,6 +336,6 @@ BESIDE = {
     "pasta": _pasta,
     "ladder_side_tuning": _ladder,
     "lt_sft": _lt_sft,
-    "diff_pruning": _gated,
+    "diff_pruning": _diff_pruning,
     "threshold_mask": _masked,
 }

@@ -23,19 +23,31 @@ class Network:
 
     beside: what the method puts beside the layers, see `course_lib.memory.beside`. attention: "sdpa" or "eager".
     written_out: name of a quantized layer → bytes of its weight when it is written out for use. keeps_inputs: such a
-    layer keeps what goes into it, as bitsandbytes' int8 does without a need. input_grads: the words' vectors get
-    gradients even where nothing before them trains, as transformers wants it for checkpointing. loss_chunk: tokens
-    whose logits are made at a time, None for all at once. labels: classes of an encoder's head.
+    layer keeps what goes into it, as bitsandbytes' int8 does without a need, checkpointing or not. input_grads: the
+    words' vectors get gradients even where nothing before them trains, as transformers wants it for checkpointing.
+    loss_chunk: tokens whose logits are made at a time, None for all at once. labels: classes of an encoder's head.
+    flash: whether the GPU has flash attention, as those from Ampere on.
     """
 
     def __init__(
-        self, config, tape: Tape, beside, *, attention, written_out, keeps_inputs, input_grads, loss_chunk, labels
+        self,
+        config,
+        tape: Tape,
+        beside,
+        *,
+        attention,
+        written_out,
+        keeps_inputs,
+        input_grads,
+        loss_chunk,
+        labels,
+        flash,
     ):
         self.config, self.tape, self.beside = config, tape, beside
         # No fused kernel caps the scores as Gemma 2 does.
         self.attention_kind = "eager" if getattr(config, "attn_logit_softcapping", None) else attention
         self.written_out, self.keeps_inputs, self.labels = written_out, keeps_inputs, labels
-        self.input_grads, self.loss_chunk = input_grads, loss_chunk
+        self.input_grads, self.loss_chunk, self.flash = input_grads, loss_chunk, flash
         self.attention_dropout = _first(config, "attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
         self.layers, self.shapes = linears(config), parameter_shapes(config)
         # The weight of the output head, which may be the table of words.
@@ -60,9 +72,10 @@ class Network:
     def linear(self, x: Value, name: str) -> Value:
         weight, bias = f"{name}.weight", f"{name}.bias"
         own = [self.tape.own(part, *self.shapes[part]) if part in self.shapes else () for part in (weight, bias)]
-        out = self.tape.matmul(x, self.layers[name].outputs, *own, scratch=self.written_out.get(name, 0))
-        if name in self.written_out and self.keeps_inputs and out.grad:
-            self.tape.segments[-1][-1].kept = (x,)
+        clings = (x,) if name in self.written_out and self.keeps_inputs else ()
+        out = self.tape.matmul(
+            x, self.layers[name].outputs, *own, scratch=self.written_out.get(name, 0), clings=clings
+        )  # fmt: skip
         return self.beside.linear(self, name, x, out)
 
     def rotated(self, x: Value) -> Value:
@@ -71,20 +84,24 @@ class Network:
 
     def attention(self, q: Value, k: Value, v: Value) -> Value:
         k, v = self.beside.keys_and_values(self, k, v)
-        # PyTorch's fused kernels want: on CUDA as many heads for keys as for queries, or half precision and no mask; on
-        # the CPU no dropout. Else it falls back to plain products, and says nothing. For a mask transformers copies
-        # the heads first.
+        # PyTorch's fused kernels want: on CUDA as many heads for keys as for queries, or half precision, flash
+        # attention and no mask; on the CPU no dropout. Else it falls back to plain products, and says nothing. For a
+        # mask transformers copies the heads first.
         tape, c = self.tape, self.config
         grouped = self._kv_width() < head_dim(c) * c.num_attention_heads
-        if grouped and self.beside.masked and self.attention_kind == "sdpa":
+        # Texts as long as a sliding window need a mask.
+        masked = self.beside.masked or tape.length >= (getattr(c, "sliding_window", None) or tape.length + 1)
+        if grouped and masked and self.attention_kind == "sdpa":
             k, v = (tape.does(Value(x.numel * q.numel // (tape.tokens * self._kv_width()), x.size), x) for x in (k, v))
             grouped = False
-        fused = not (grouped and q.size == FP32) if tape.fused else self.attention_dropout == 0
+        fused = self.attention_dropout == 0
+        if tape.fused:
+            fused = not (grouped and (q.size == FP32 or not self.flash))
         if self.attention_kind == "sdpa" and fused:
             # Inputs, output, and one sum for each head and token; the mask as numbers.
             out, sums = Value(q.numel, q.size), Value(c.num_attention_heads * tape.tokens, FP32)
             positions = k.numel * tape.tokens // (q.numel * tape.batch)
-            mask = [Value(tape.tokens * positions, q.size)] * self.beside.masked
+            mask = [Value(tape.tokens * positions, q.size)] * masked
             return tape.does(out, q, k, v, kept=(q, k, v, out, sums, *mask))
         return self._by_products(q, k, v)
 
@@ -110,7 +127,7 @@ class Network:
             capped = Value(places, inner)
             scores = tape.copy(tape.does(capped, scores, kept=(capped,)))
         # Most models' own code takes the softmax in fp32.
-        wide = c.model_type not in ("bert", "roberta", "distilbert", "gpt2")
+        wide = has_lm_head(c) and c.model_type != "gpt2"
         weights = Value(places, FP32 if own and wide else inner)
         weights = tape.cast(tape.does(weights, scores, kept=(weights,)), inner)
         weights = tape.dropout(weights, self.attention_dropout)

@@ -23,7 +23,7 @@ from course_lib.memory.tape import (
     rounded,
 )  # fmt: skip
 from course_lib.methods import METHODS
-from course_lib.methods.shapes import parameter_shapes, size
+from course_lib.methods.shapes import has_lm_head, parameter_shapes, size
 from course_lib.methods.targets import check_positive
 
 WEIGHTS, STATES = "weights", "optimizer states"
@@ -52,9 +52,10 @@ def predict(parameters: int, trainable: int, *, bytes_per_weight: int = 4, optim
 class Estimate:
     """Bytes of one training step, by part.
 
-    parts: the most that each part holds in the course of the step; activations and "logits and loss" are those that
-    are kept between forward and backward pass. peak: what each part holds at the moment when most is held in all, and
-    `moment` is when that is. paged: optimizer states outside PyTorch's allocator.
+    parts: of weights, gradients and optimizer states all that there is in the course of the step; of activations and
+    "logits and loss" what is kept between forward and backward pass; of workspace what there is at the peak, or in the
+    optimizer's step if that is more. peak: what each part holds at the moment when most is held in all, and `moment` is
+    when that is. paged: optimizer states outside PyTorch's allocator.
     """
 
     parts: dict[str, int]
@@ -100,6 +101,7 @@ def estimate(
     attention: str = "sdpa",
     loss_chunk: int | None = None,
     device: str = "cuda",
+    flash: bool = True,
     labels: int = 2,
     **hparams,
 ) -> Estimate:
@@ -108,20 +110,32 @@ def estimate(
     dtype: of the weights that are not quantized, and of all computation. adapter_dtype: of what a method adds (peft's
     default is fp32 on a model in half precision). optimizer: see `optimizers`. quantization: of the linear layers.
     attention: "sdpa" or "eager". loss_chunk: tokens whose logits are made at a time; None: all, as in transformers.
-    device: "cuda" or "cpu", whose kernels keep different things. labels: classes of the head on an encoder. hparams:
+    device: "cuda" or "cpu", whose kernels keep different things. flash: whether the GPU has flash attention (Ampere and
+    newer; a T4 has not). labels: classes of the head on an encoder. hparams:
     the method's. Key-value caches are off. Raises ValueError for what cannot be.
     """
     settings = METHODS[method].complete(hparams)
     METHODS[method].count(config, **hparams)
+    _check(
+        batch_size, seq_len, loss_chunk, labels, dtype, adapter_dtype, attention, device,
+        gradient_checkpointing=gradient_checkpointing, flash=flash,
+    )  # fmt: skip
     quantization = _quantization(method, quantization, settings)
-    _check(config, batch_size, seq_len, loss_chunk, dtype, adapter_dtype, attention, device)
     if gradient_checkpointing and method in NO_CHECKPOINTING:
         raise ValueError(f"{method} does not go with gradient checkpointing: {NO_CHECKPOINTING[method]}. Leave it out.")
+    if loss_chunk is not None and not _plain_head(config, settings):
+        raise ValueError("loss_chunk is for a language model with a plain output head: leave it out.")
     if settings.get("modules_to_save"):
         raise ValueError("The memory of modules_to_save is not written down: leave it out, or trace the model.")
     width = formats.BYTES[dtype]
     layers = formats.quantized_layers(config) if quantization else {}
     beside = BESIDE[method](config, width if width == FP32 else formats.BYTES[adapter_dtype], **settings)
+    longest = positions(config)
+    if longest is not None and seq_len + beside.virtual_tokens > longest:
+        fits = longest - beside.virtual_tokens
+        raise ValueError(
+            f"seq_len={seq_len} is more than the {fits} positions that this model has for text: make it {fits} or less."
+        )
     tape = Tape(batch_size, seq_len + beside.virtual_tokens, width, beside.trains, fused=device == "cuda")
     Network(
         config,
@@ -133,6 +147,7 @@ def estimate(
         keeps_inputs=quantization == "int8",
         input_grads=gradient_checkpointing,
         loss_chunk=loss_chunk,
+        flash=flash,
     ).run()
     block = CUDA_BLOCK if device == "cuda" else 1
     replay = Replay(tape, range(1, len(tape.segments) - 1) if gradient_checkpointing else (), block)
@@ -151,6 +166,12 @@ def estimate(
         moment=replay.moment,
         states=optimizers.states(optimizer, trained, block),
     )
+
+
+def _plain_head(config, settings: dict) -> bool:
+    capped = getattr(config, "final_logit_softcapping", None)
+    adapted = "lm_head" in str(settings.get("target_modules"))
+    return has_lm_head(config) and not capped and not adapted
 
 
 def _module(name: str) -> str:
@@ -174,10 +195,11 @@ def _quantization(method: str, asked: str | None, settings: dict) -> str | None:
     """The format of the linear layers; raises ValueError for one that does not go with the method."""
     if asked is not None and asked not in formats.QUANTIZATIONS:
         raise unknown("quantization", asked, formats.QUANTIZATIONS)
-    if asked is not None and method not in ON_QUANTIZED:
+    if asked is not None and (method not in ON_QUANTIZED or settings.get("use_dora")):
+        what = "DoRA" if settings.get("use_dora") else method
         raise ValueError(
-            f"{method} changes weights that {asked} has packed: rounded weights have no gradient. Leave quantization "
-            f"out, or choose one of {', '.join(ON_QUANTIZED)}."
+            f"{what} on weights that {asked} has packed is impossible, or not written down here: packed weights have "
+            f"no gradient. Leave quantization out, or choose one of {', '.join(ON_QUANTIZED)}."
         )
     if method != "qlora":
         return asked
@@ -187,8 +209,12 @@ def _quantization(method: str, asked: str | None, settings: dict) -> str | None:
     return own
 
 
-def _check(config, batch_size, seq_len, loss_chunk, dtype, adapter_dtype, attention, device) -> None:
-    check_positive(batch_size=batch_size, seq_len=seq_len, **({} if loss_chunk is None else {"loss_chunk": loss_chunk}))
+def _check(batch_size, seq_len, loss_chunk, labels, dtype, adapter_dtype, attention, device, **switches) -> None:
+    chunk = {} if loss_chunk is None else {"loss_chunk": loss_chunk}
+    check_positive(batch_size=batch_size, seq_len=seq_len, labels=labels, **chunk)
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False; got {value!r}.")
     for name, value, known in (
         ("dtype", dtype, formats.BYTES),
         ("adapter_dtype", adapter_dtype, formats.BYTES),
@@ -197,8 +223,10 @@ def _check(config, batch_size, seq_len, loss_chunk, dtype, adapter_dtype, attent
     ):
         if value not in known:
             raise unknown(name, value, known)
+
+
+def positions(config) -> int | None:
+    """The most tokens that a text may have; None where there is no limit."""
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and seq_len > longest:
-        raise ValueError(
-            f"seq_len={seq_len} is more than the {longest} positions of this model: make it {longest} or less."
-        )
+    # RoBERTa's tables begin behind the padding's place.
+    return longest - config.pad_token_id - 1 if config.model_type == "roberta" else longest

@@ -1,14 +1,16 @@
 """Will it fit? Which ways to fine-tune a model a GPU has room for, by what margin, and with how much text at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from course_lib.errors import unknown
-from course_lib.memory.estimate import Estimate, estimate
+from course_lib.memory.estimate import Estimate, estimate, positions
 
 MIB = 2**20
 # Memory as nvidia-smi gives it, in MiB.
+# A T4 has neither flash attention nor bf16 of its own (read fp16 for bf16).
+WITHOUT_FLASH = ("T4",)
 GPUS = {"T4": 15_360, "RTX 4090": 24_564, "A100 80GB": 81_920, "H100": 81_559, "H200": 143_771}
 # Two guesses: what the CUDA driver and its libraries take, and the share of PyTorch's own memory that lies in gaps
 # between tensors. No recording of the course has measured them yet.
@@ -46,8 +48,8 @@ def room(gpu: str | float) -> int:
 @dataclass(frozen=True)
 class Verdict:
     """Whether one way fits. margin: bytes left over, negative where it does not fit. batch_size, seq_len: the most rows
-    of the asked length, and the longest rows of the asked number, that do; None where not even what was asked fits.
-    reason: why there is no estimate."""
+    of the asked length, and the longest rows of the asked number, that do (in steps of 64 tokens); None where not even
+    what was asked fits. reason: why there is no estimate."""
 
     way: str
     checkpointing: bool
@@ -62,12 +64,15 @@ class Verdict:
         return self.estimate is not None and self.margin >= 0
 
 
-def verdicts(config, gpu: str | float, *, batch_size: int = 1, seq_len: int = 512, r: int = 16, **settings):
+def verdicts(
+    config, gpu: str | float, *, batch_size: int = 1, seq_len: int = 512, r: int = 16, **settings
+) -> Iterator[Verdict]:
     """A Verdict for each of WAYS, without and with gradient checkpointing; r: rank of the low-rank ways. settings: more
     of `estimate`'s, such as loss_chunk. Raises ValueError for what no way could do."""
     space = room(gpu)
     for (way, (method, own)), checkpointing in product(WAYS.items(), (False, True)):
-        options = settings | own | {"gradient_checkpointing": checkpointing} | ({} if method == "full" else {"r": r})
+        options = settings | own | ({} if method == "full" else {"r": r})
+        options |= {"gradient_checkpointing": checkpointing, "flash": gpu not in WITHOUT_FLASH}
 
         def one(rows: int, length: int, method=method, options=options) -> Estimate:
             return estimate(config, method, batch_size=rows, seq_len=length, **options)
@@ -83,14 +88,19 @@ def verdicts(config, gpu: str | float, *, batch_size: int = 1, seq_len: int = 51
         margin = space - asked.allocated_peak
         rows = length = None
         if margin >= 0:
-            longest = getattr(config, "max_position_embeddings", None) or 2**20
-            rows = largest(range(batch_size, MOST_ROWS + 1), lambda n: one(n, seq_len).allocated_peak <= space)
-            lengths = range(seq_len, longest + 1, LENGTH_STEP)
-            length = largest(lengths, lambda n: one(batch_size, n).allocated_peak <= space)
+            longest = positions(config) or max(seq_len, 2**20)
+            rows_to_try = range(batch_size, max(batch_size, MOST_ROWS) + 1)
+            rows = largest(rows_to_try, lambda n: one(n, seq_len).allocated_peak <= space)
+            length = largest(_lengths(seq_len, longest), lambda n: one(batch_size, n).allocated_peak <= space)
         yield Verdict(way, checkpointing, asked, margin, rows, length)
 
 
-def largest(numbers: range, good: Callable[[int], bool]) -> int:
+def _lengths(shortest: int, longest: int) -> list[int]:
+    """Lengths in even steps, and the longest."""
+    return [*range(shortest, longest, LENGTH_STEP), longest]
+
+
+def largest(numbers: Sequence[int], good: Callable[[int], bool]) -> int:
     """The last of ascending `numbers` that is good; the first is, and none is behind one that is not."""
     low, high = 0, 1
     while high < len(numbers) and good(numbers[high]):

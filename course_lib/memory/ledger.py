@@ -4,7 +4,7 @@ import weakref
 from collections import Counter
 from contextlib import contextmanager
 
-from course_lib.memory.tape import ACTIVATIONS, LOGITS, WORKSPACE
+from course_lib.memory.tape import ACTIVATIONS, BACKWARD, FORWARD, LOGITS, WORKSPACE, rounded
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-FORWARD, BACKWARD = "forward pass", "backward pass"
 
 
 class Ledger(TorchDispatchMode):
@@ -46,7 +45,7 @@ class Ledger(TorchDispatchMode):
             before, size = self._entries[key]
             self.now[before] -= size
         else:
-            size = -(-storage.nbytes() // self.block) * self.block
+            size = rounded(storage.nbytes(), self.block)
             weakref.finalize(storage, self._strike, key)
         self._entries[key] = part, size
         self.now[part] += size

@@ -35,7 +35,8 @@ class States:
 
 
 def _two_moments(tensor: Parameter) -> list[int]:
-    # Of the tensor's own type, and the number of the step.
+    # Of the tensor's own type, and the number of the step. With fused=True, as transformers' Trainer has it: else
+    # PyTorch's loops over many tensors at once need a copy of them all.
     return [tensor.bytes, tensor.bytes, FP32]
 
 

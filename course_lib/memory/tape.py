@@ -12,6 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 FP32 = 4
+FORWARD, BACKWARD = "forward pass", "backward pass"
 # PyTorch's CUDA allocator hands out multiples of this many bytes.
 CUDA_BLOCK = 512
 ACTIVATIONS, LOGITS, GRADIENTS, WORKSPACE = "activations", "logits and loss", "gradients", "workspace"
@@ -51,13 +52,15 @@ class Parameter(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """inputs → out. kept: until its backward pass. trained: the parameters that it makes gradients for.
+    """inputs → out. kept: until its backward pass. clings: kept behind autograd's back, which no checkpoint lets go.
+    trained: the parameters that it makes gradients for.
     scratch: bytes that it needs while it runs, forwards as backwards. passes: the gradient of `out` is that of the
     inputs too, without a copy (a sum)."""
 
     out: Value
     inputs: tuple[Value, ...]
     kept: tuple[Value, ...] = ()
+    clings: tuple[Value, ...] = ()
     trained: tuple[Parameter, ...] = ()
     scratch: int = 0
     passes: bool = False
@@ -103,13 +106,14 @@ class Tape:
         return [parameter for segment in self.segments for step in segment for parameter in step.trained]
 
     def does(
-        self, out: Value, *inputs: Value, kept: Iterable[Value] = (), trained: Iterable[Parameter] = (),
-        scratch: int = 0, passes: bool = False,
+        self, out: Value, *inputs: Value, kept: Iterable[Value] = (), clings: Iterable[Value] = (),
+        trained: Iterable[Parameter] = (), scratch: int = 0, passes: bool = False,
     ) -> Value:  # fmt: skip
         """Write an operation down; returns `out`, which has a gradient if an input or a parameter has one."""
         trained = tuple(trained)
         out.grad = bool(trained) or any(x.grad for x in inputs)
-        self.segments[-1].append(Operation(out, inputs, tuple(kept) if out.grad else (), trained, scratch, passes))
+        kept, clings = ((tuple(values) if out.grad else ()) for values in (kept, clings))
+        self.segments[-1].append(Operation(out, inputs, kept, clings, trained, scratch, passes))
         return out
 
     def own(self, name: str, *shape: int) -> tuple[Parameter, ...]:
@@ -141,11 +145,12 @@ class Tape:
         return self.does(Value(x.numel, x.size), x, kept=(x,))
 
     def matmul(
-        self, x: Value, width: int, weight: Iterable[Parameter] = (), bias: Iterable[Parameter] = (), scratch: int = 0
+        self, x: Value, width: int, weight: Iterable[Parameter] = (), bias: Iterable[Parameter] = (), **more
     ) -> Value:
-        """x times a matrix, to `width` outputs; weight, bias: the parameters if they train, else nothing."""
+        """x times a matrix, to `width` outputs; weight, bias: the parameters if they train, else nothing. more: see
+        `does`."""
         out = Value(x.numel // self.width(x) * width, x.size)
-        return self.does(out, x, kept=(x,) if weight else (), trained=(*weight, *bias), scratch=scratch)
+        return self.does(out, x, kept=(x,) if weight else (), trained=(*weight, *bias), **more)
 
     def dropout(self, x: Value, p: float) -> Value:
         if p == 0:
@@ -206,6 +211,7 @@ class Replay:
         for index, segment in reversed(list(enumerate(tape.segments))):
             if index in checkpointed:
                 self._forwards(segment, tape.entries[index], keep=True)
+                self._release(value for step in segment for value in step.clings)
             self._backwards(segment)
             if index in checkpointed and tape.entries[index].grad:
                 self._release([tape.entries[index]])
@@ -245,15 +251,14 @@ class Replay:
         live = set() if entry is None else {entry}
         for index, step in enumerate(segment):
             live.update((step.out, *step.inputs))
-            if keep:
-                self._hold(step.kept)
-            self._look("forward pass", live, step.scratch)
+            self._hold((*step.kept, *step.clings) if keep else step.clings)
+            self._look(FORWARD, live, step.scratch)
             live = {value for value in live if last_use.get(value, -1) > index}
 
     def _backwards(self, segment: list[Operation]) -> None:
         for step in reversed(segment):
             if not step.out.grad or step.out not in self._gradients:
-                self._release(step.kept)
+                self._release((*step.kept, *step.clings))
                 continue
             arriving = self._gradients[step.out]
             self._held[GRADIENTS] += sum(map(self._size, step.trained))
@@ -263,8 +268,8 @@ class Replay:
                 if x.grad
             ]
             # Two gradients of one tensor are added into the first, unless that is another's too.
-            self._look("backward pass", [gradient for _, gradient in made], step.scratch)
+            self._look(BACKWARD, [gradient for _, gradient in made], step.scratch)
             del self._gradients[step.out]
             for x, gradient in made:
                 self._gradients[x] = gradient if x not in self._gradients else Value(x.numel, x.size, part=x.part)
-            self._release(step.kept)
+            self._release((*step.kept, *step.clings))

@@ -6,8 +6,9 @@ from unittest.mock import patch
 
 from course_lib.memory import optimizers
 from course_lib.memory.estimate import WEIGHTS, Estimate
-from course_lib.memory.ledger import BACKWARD, FORWARD, Ledger
-from course_lib.memory.tape import CUDA_BLOCK, GRADIENTS, WORKSPACE, Parameter
+from course_lib.memory.ledger import Ledger
+from course_lib.memory.tape import BACKWARD, CUDA_BLOCK, FORWARD, GRADIENTS, WORKSPACE, Parameter
+from course_lib.methods.shapes import has_lm_head
 from course_lib.models import Classifier
 
 import torch
@@ -57,7 +58,7 @@ def _kernels_of(device: str):
 
 def with_loss(model, labels: int = 2) -> nn.Module:
     """A model that gives a loss: a language model as it is, an encoder with the course's classifier on it."""
-    if model.config.model_type in ("bert", "roberta", "distilbert"):
+    if not has_lm_head(model.config):
         with torch.device("meta"):
             return Classifier(model, labels)
     return model
@@ -87,8 +88,10 @@ def trace(model, batch: dict[str, torch.Tensor], *, device: str = "cuda", optimi
     model: with a loss, and made trainable; batch: what it is called with, on the meta device too. The step is one in
     the midst of training: the optimizer has its states. Raises ValueError for a model with memory of its own.
     """
-    if any(not p.is_meta for p in model.parameters()):
-        raise ValueError("trace needs a model on the meta device, such as models.skeleton(name): nothing is computed.")
+    if not all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *batch.values())):
+        raise ValueError("trace needs a model and a batch on the meta device, such as models.skeleton(name).")
+    optimizers.states(optimizer, [])
+    before = model.training
     trained = [p for p in model.parameters() if p.requires_grad]
     block = CUDA_BLOCK if device == "cuda" else 1
     ledger = Ledger("meta", vocabulary=getattr(model.config, "vocab_size", None), block=block)
@@ -114,6 +117,7 @@ def trace(model, batch: dict[str, torch.Tensor], *, device: str = "cuda", optimi
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
+        model.train(before)
     return Estimate.of_step(
         weights=saved[WEIGHTS], saved=saved, gradients=gradients, peak=ledger.peak, moment=ledger.moment, states=states
     )
