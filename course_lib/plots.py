@@ -226,7 +226,11 @@ def memory_bars(
     rows: Mapping[str, Mapping[str, float]], *, title: str, alt: str, limits: Mapping[str, float] | None = None
 ) -> Picture:
     """Stacked bars of bytes by part, one bar a row; limits: name → bytes, drawn as vertical lines."""
-    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    parts = [
+        part
+        for part in dict.fromkeys(part for row in rows.values() for part in row)
+        if any(row.get(part) for row in rows.values())
+    ]
     hatches = ("", "//", "..", "xx", "\\\\", "++")
 
     def draw(axes):
@@ -240,7 +244,7 @@ def memory_bars(
         for row, total in enumerate(left):
             axes.annotate(
                 human_bytes(total * 1e6), (total, row), xytext=(4, 0), textcoords="offset points", va="center",
-                path_effects=[withStroke(linewidth=3, foreground="white")],
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=4,
             )  # fmt: skip
         for name, limit in (limits or {}).items():
             axes.axvline(limit / 1e6, color="#000000", linestyle=":")

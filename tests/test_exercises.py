@@ -82,8 +82,9 @@ def split_change(delta, r, power=0.5, other=0.5):
     return s[:r, None] ** power * v[:r], u[:, :r] * s[:r] ** other
 
 
-def halves(packed):
-    return torch.stack([packed >> 4, packed & 15], dim=1)
+def by_hand(parameters, weight_bytes, trained, trained_bytes, activations, extra_bytes=0):
+    always = parameters * weight_bytes + extra_bytes + 2 * trained * trained_bytes
+    return always + max(activations, trained * trained_bytes)
 
 
 def bisected(cost, room, most):
@@ -125,7 +126,7 @@ RIGHT = [
     (lesson_03.rank_needed, energy_rank),
     (lesson_03.extract, split_change),
     (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + constant_bits / block),
-    (lesson_04.unpack, lambda packed: halves(packed).flatten()),
+    (lesson_04.step_peak, by_hand),
     (lesson_04.peak, lambda events: max(itertools.accumulate((size for _, size in events), initial=0))),
     (lesson_04.largest_batch, bisected),
     (lesson_04.normal_levels, levels_of),
@@ -210,12 +211,13 @@ WRONG = [
     (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + block / constant_bits, "upside down"),
     (lesson_04.bits_per_weight, lambda bits, block, constant_bits: 4 + constant_bits / block, "wrong for 8"),
     (lesson_04.bits_per_weight, lambda bits, block, constant_bits: bits + int(constant_bits) / block, "Do not round"),
-    (lesson_04.unpack, lambda packed: packed >> 4, "hold six codes"),
-    (lesson_04.unpack, halves, "shape (3, 2)"),
-    (lesson_04.unpack, lambda packed: halves(packed).flip(1).flatten(), "swapped"),
-    (lesson_04.unpack, lambda packed: halves(packed).T.flatten(), "all lower ones"),
-    (lesson_04.unpack, lambda packed: torch.stack([packed >> 4, packed], 1).flatten(), "below 16"),
-    (lesson_04.unpack, lambda packed: torch.zeros(6), "Expected [1, 15"),
+    (lesson_04.step_peak, lambda n, size, *rest: n * size, "weights alone"),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: n * w + e + 3 * k * b + a, "sum of all parts"),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: n * w + e + 2 * k * b + a, "start of the backward pass"),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: n * w + e + 2 * k * b, "gradients are missing"),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: by_hand(n, w, k, w, a, e), "A tenth trained in fp32"),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: by_hand(n, w, k, b, a), "40 bytes of adapters"),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: 7, "not 7"),
     (lesson_04.peak, lambda events: sum(max(size, 0) for _, size in events), "ever allocated"),
     (lesson_04.peak, lambda events: sum(size for _, size in events), "largest part"),
     (lesson_04.peak, lambda events: max((size for _, size in events), default=0) * 2, "peak in the middle"),

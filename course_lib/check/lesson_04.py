@@ -1,4 +1,4 @@
-"""Checks for lesson 04: bits of quantized weights, packing, the peak of a step, what fits, and NormalFloat's levels."""
+"""Checks for lesson 04: bits of quantized weights, peaks of a step, what fits, and NormalFloat's levels."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,19 +20,18 @@ def bits_per_weight(answer: Callable[[float, int, float], float]) -> None:
 
 
 @exercise("Exercise 2")
-def unpack(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """answer(bytes with two codes each) → the codes, upper half first."""
-    packed = torch.tensor([0x1F, 0x80, 0x07], dtype=torch.uint8)
-    got = torch.as_tensor(answer(packed))
-    expect(got.numel() == 6, f"Three bytes hold six codes, not {got.numel()}.", "Two codes a byte.")
-    expect(got.shape == (6,), f"The result has shape {tuple(got.shape)}.", "One row of codes: flatten it.")
-    got = got.tolist()
-    right = [1, 15, 8, 0, 0, 7]
-    expect(got != [15, 1, 0, 8, 7, 0], "The halves are swapped.", "The first code is in the upper half: packed >> 4.")
-    apart = [1, 8, 0, 15, 0, 7]
-    expect(got != apart, "First all upper halves, then all lower ones.", "Stack along dimension 1, then flatten.")
-    expect(max(got) < 16, f"A code of 4 bits is below 16; you have {max(got)}.", "packed & 15 leaves the lower half.")
-    expect(got == right, f"Expected {right}, got {got}.", "packed >> 4 and packed & 15.")
+def step_peak(answer: Callable[..., int]) -> None:
+    """answer(parameters, weight_bytes, trained, trained_bytes, activations, extra_bytes=0) → bytes at the peak."""
+    got = answer(100, 4, 100, 4, 50)
+    expect(got != 400, "Those are the weights alone.", "Weights, two states for each trained number, and more.")
+    expect(got != 1650, "That is the sum of all parts.", "Gradients and activations are never all there together.")
+    expect(got != 1250, "That is the start of the backward pass.", "Here gradients are larger than activations.")
+    expect(got != 1200, "The gradients are missing, or the states are there once.", "Weights 4, states 8, gradients 4.")
+    expect(got == 1600, f"Full fine-tuning of 100 numbers: not {got}.", "weights + states + the larger of two.")
+    got = answer(100, 2, 10, 4, 90)
+    expect(got == 370, f"A tenth trained in fp32: not {got}.", "States and gradients are of the trained numbers' type.")
+    got = answer(100, 2, 10, 4, 90, 40)
+    expect(got == 410, f"With 40 bytes of adapters: not {got}.", "Add extra_bytes: they are there all the time.")
 
 
 @exercise("Exercise 3")
