@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from course_lib import models
 from course_lib.memory import formats, optimizers
 from course_lib.memory.estimate import NO_CHECKPOINTING, PARTS, estimate
+from course_lib.memory.ledger import Ledger
 from course_lib.memory.measure import count_step
 from course_lib.memory.tape import CUDA_BLOCK, Parameter
 from course_lib.memory.trace import trace, with_loss
@@ -357,6 +358,36 @@ def bitsandbytes_adamw(bits: int):
 def test_optimizer_states_are_those_of_the_real_optimizer(name, make, dtype):
     real, parameters = stepped(make, dtype)
     assert optimizers.states(name, parameters).on_device == real
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adafactors_temporary_copies(dtype):
+    """Beside parameter, gradient and states, a step holds so many bytes more at its peak."""
+    parameter = nn.Parameter(torch.randn(400, 300).to(dtype))
+    optimizer = Adafactor([parameter])
+    ledger = Ledger("cpu")
+    for step in range(2):
+        parameter.grad = torch.ones_like(parameter)
+        if step == 1:
+            with ledger:
+                optimizer.step()
+        else:
+            optimizer.step()
+    expected = optimizers.states("adafactor", [Parameter((400, 300), dtype.itemsize)]).scratch
+    assert expected == pytest.approx(ledger.peak.total(), rel=0.02)
+
+
+def test_adapters_in_half_precision():
+    config = shallow("llama-3.2-1b")
+    with torch.device("meta"):
+        model = trainable(on_meta(config, torch.bfloat16), "lora", target_modules="all-linear")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    traced = trace(model, rows(model, 4, 256, device="meta"))
+    predicted = estimate(config, "lora", batch_size=4, seq_len=256, adapter_dtype="bf16", target_modules="all-linear")
+    assert predicted.parts["gradients"] == traced.parts["gradients"]
+    assert abs(error(saved(predicted), saved(traced))) < 0.01
+    assert abs(error(predicted.allocated_peak, traced.allocated_peak)) < 0.01
 
 
 def test_paged_states_of_large_tensors_lie_outside_the_allocator():

@@ -178,16 +178,17 @@ def study(log: RunLog) -> None:
     for spec in everything():
         try:
             run = log.run(spec, measure)
-            print(f"{_title(spec)}: {_outcome(run)}", flush=True)
+            print(f"{title(spec)}: {_outcome(run)}", flush=True)
         except (ImportError, RuntimeError) as error:
             # The others can still be measured.
-            print(f"{_title(spec)}: skipped, {error}", flush=True)
+            print(f"{title(spec)}: skipped, {error}", flush=True)
         finally:
             gc.collect()
             torch.cuda.empty_cache()
 
 
-def _title(spec: dict) -> str:
+def title(spec: dict) -> str:
+    """A spec in words."""
     checkpointing = ", checkpointing" if spec["checkpointing"] else ""
     return f"{spec['shape']} {spec['way']}{checkpointing}, {spec['batch_size']} × {spec['seq_len']}"
 

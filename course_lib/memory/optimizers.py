@@ -56,8 +56,9 @@ def _factored(tensor: Parameter) -> list[int]:
 
 
 def _adafactor_scratch(tensor: Parameter) -> int:
-    # Squares and update; of a tensor in half precision also its fp32 copy, and that of its gradient.
-    return FP32 * tensor.numel * (2 if tensor.size == FP32 else 4)
+    # Squares and what is made of them, three at a time; of a tensor in half precision two, and fp32 copies of itself
+    # and its gradient.
+    return FP32 * tensor.numel * (3 if tensor.size == FP32 else 4)
 
 
 # The codes' 256 values, one table for numbers with a sign and one for those without.
