@@ -68,7 +68,7 @@ def said(capsys, *arguments: str) -> str:
 
 
 def test_the_command_prints_every_way(capsys):
-    text = said(capsys, "--model", "llama-3-8b", "--gpu", "RTX 4090", "--seq-len", "2048")
+    text = said(capsys, "--model", "smollm2-1.7b", "--gpu", "4", "--seq-len", "512")
     for way in fitting.WAYS:
         assert text.count(f"\n{way:<25}") == 2
     assert "does not fit" in text
