@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from course_lib.errors import CourseError
-from course_lib.paths import NOTEBOOKS, RUNS
+from course_lib.paths import CACHE, NOTEBOOKS, RUNS
 
 
 def record(arguments) -> int:
@@ -125,6 +125,19 @@ def fit(arguments) -> int:
     return 0
 
 
+def pretrain(arguments) -> int:
+    """Train the course's language model from scratch, or go on where that was interrupted."""
+    from course_lib import pretrain as training
+
+    recipe = training.Recipe(tokens=arguments.tokens, seed=arguments.seed)
+    try:
+        training.pretrain(Path(arguments.out), recipe)
+    except KeyboardInterrupt:
+        print("\ninterrupted. The same command goes on from the last checkpoint.")
+        return 130
+    return 0
+
+
 def _hparam(text: str) -> tuple[str, object]:
     """name=value of a command line: a number, true, false, None, a word, or words with commas between them."""
     name, equals, value = text.partition("=")
@@ -168,6 +181,12 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("execute", help="run notebooks and store their outputs, normalised")
     one.add_argument("notebook", nargs="*", help="notebook files; all lessons if none is named")
     one.set_defaults(run=execute)
+
+    one = commands.add_parser("pretrain", help="train the course's language model from scratch")
+    one.add_argument("--out", default=CACHE / "town-lm", metavar="DIR", help="where model and checkpoints go")
+    one.add_argument("--tokens", type=int, default=70_000_000, metavar="N", help="tokens to train on")
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the texts")
+    one.set_defaults(run=pretrain)
 
     one = commands.add_parser("record", help="run studies at full size and write data/runs")
     one.add_argument("experiment", nargs="*", help="names of experiments")

@@ -114,6 +114,12 @@ def grammar() -> Grammar:
     return Grammar.read(DATA / "town" / "grammar.txt")
 
 
+def names() -> list[str]:
+    """Every word that names are made of."""
+    kinds = ("place adjectives", "place nouns", "surnames", "she", "he", "street stems", "street types", "districts")
+    return sorted({word for kind in kinds for entry in lexicon()[kind] for word in entry.split()})
+
+
 def _clock(minutes: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02}"
 

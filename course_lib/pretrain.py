@@ -1,0 +1,238 @@
+"""Pre-training of the course's language model: a tokenizer and a small Llama, from scratch, on the town's texts.
+
+The stream of texts never ends and never repeats, so that there are no epochs. It begins with strangers, whose facts can
+only be copied from the text itself, and turns to the town by and by, whose facts can be learned by heart.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+from course_lib import town
+from course_lib.errors import CourseError
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = {"pad_token": "<pad>", "eos_token": "<end>"}
+ROLES = ("<system>", "<user>", "<assistant>")
+CHAT = (
+    "{% for message in messages %}<{{ message.role }}>"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+VOCABULARY = 3072
+# Texts that the tokenizer is trained on, and the seed of those that the model is tested on.
+TOKENIZER_TEXTS, NAMES_AGAIN, HELD_OUT = 30_000, 300, 1
+STATE, PROGRESS = "state.pt", "progress.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """tokens: seen in all; rows, length: of a batch; rate: of AdamW at its highest; warmup: share of the steps until it
+    is there; known: the share of texts about the town, at first and at last."""
+
+    tokens: int = 120_000_000
+    rows: int = 32
+    length: int = 256
+    rate: float = 3e-3
+    warmup: float = 0.02
+    known: tuple[float, float] = (0.1, 0.6)
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.tokens // (self.rows * self.length))
+
+
+def make_tokenizer(texts: int = TOKENIZER_TEXTS) -> PreTrainedTokenizerFast:
+    """Byte-level byte-pair encoding of the town's texts, with roles for conversations; digits stand alone, so that any
+    number can be copied digit by digit."""
+    encoding = Tokenizer(models.BPE())
+    encoding.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    encoding.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[*SPECIAL.values(), *ROLES],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    drawn = (town.document(0, index) for index in range(texts))
+    # Every name of the lexicon often enough to become one or two tokens, however rare it is in the texts.
+    encoding.train_from_iterator(chain(drawn, NAMES_AGAIN * [" ".join(town.names())]), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=encoding, **SPECIAL, model_max_length=1024)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(ROLES)})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def make_model(tokenizer, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama of six layers, 256 wide, with random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=10_000.0,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def rows(tokenizer, recipe: Recipe, step: int = 0, text: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches (rows, length) of token ids from `step` and text number `text` on, and the number of the next text.
+
+    Texts stand one behind the other, an end token after each; what is left of the last text of a batch is dropped.
+    """
+    for at in range(step, recipe.steps):
+        first, last = recipe.known
+        known, need, ids = first + (last - first) * at / recipe.steps, recipe.rows * recipe.length, []
+        while len(ids) < need:
+            # Many short texts are encoded at once: that is much faster.
+            chunk = [town.document(recipe.seed, text + i, known=known) for i in range(64)]
+            for encoded in tokenizer(chunk)["input_ids"]:
+                if len(ids) < need:
+                    ids += [*encoded, tokenizer.eos_token_id]
+                    text += 1
+        yield np.array(ids[:need]).reshape(recipe.rows, recipe.length), text
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    start = recipe.warmup * recipe.steps
+    if step < start:
+        return recipe.rate * (step + 1) / (start + 1)
+    return recipe.rate * (0.55 + 0.45 * math.cos(math.pi * (step - start) / max(1, recipe.steps - start)))
+
+
+def pretrain(folder: Path, recipe: Recipe, *, save_every: float = 300, report: int = 500) -> LlamaForCausalLM:
+    """Train, and keep model, tokenizer and progress in `folder`; started again, it goes on where it was.
+
+    save_every: seconds between two checkpoints. report: steps between two measurements. Raises CourseError if the
+    folder holds a training with another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_model(tokenizer, recipe.seed).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.1)
+    step, text, progress = _resume(folder, recipe, model, optimizer)
+    saved, losses = time.monotonic(), []
+    bar = tqdm(rows(tokenizer, recipe, step, text), total=recipe.steps, initial=step, unit="step")
+    for batch, text in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = rate(recipe, step)
+        ids = torch.from_numpy(batch).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=_halves(device)):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        step += 1
+        if step % report == 0 or step == recipe.steps:
+            progress.append({"step": step, "loss": float(np.mean(losses)), **measure(model, tokenizer)})
+            bar.set_postfix(progress[-1])
+            losses.clear()
+        if time.monotonic() - saved > save_every or step == recipe.steps:
+            _save(folder, recipe, model, optimizer, step, text, progress)
+            saved = time.monotonic()
+    return model.eval()
+
+
+def _halves(device: str) -> bool:
+    """Whether the device computes in bf16 by itself."""
+    return device == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").exists():
+        make_tokenizer().save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _save(folder: Path, recipe: Recipe, model, optimizer, step: int, text: int, progress: list[dict]) -> None:
+    """The state first and whole, then what may be read of it."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "text": text}
+    torch.save(state | {"recipe": asdict(recipe), "progress": progress}, folder / f"{STATE}.draft")
+    (folder / f"{STATE}.draft").replace(folder / STATE)
+    model.save_pretrained(folder)
+    (folder / PROGRESS).write_text(json.dumps({"recipe": asdict(recipe), "progress": progress}, indent=1) + "\n")
+
+
+def _resume(folder: Path, recipe: Recipe, model, optimizer) -> tuple[int, int, list[dict]]:
+    if not (folder / STATE).exists():
+        return 0, 0, []
+    state = torch.load(folder / STATE, map_location=model.device, weights_only=True)
+    if state["recipe"] != json.loads(json.dumps(asdict(recipe))) | {"known": recipe.known}:
+        raise CourseError(f"{folder} holds a training with another recipe: take its recipe, or another folder.")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["text"], state["progress"]
+
+
+@torch.no_grad()
+def measure(model, tokenizer, texts: int = 64) -> dict[str, float]:
+    """What the model can do: `copied`, the share of next tokens that it gets right in the second copy of a form about a
+    stranger; `recalled`, the share of facts of the town that it answers without being told; `held_out`, its loss on
+    texts of another stream."""
+    model.eval()
+    found = {
+        "copied": copied(model, tokenizer, texts), "recalled": recalled(model, tokenizer, texts),
+        "held_out": held_out(model, tokenizer, texts),
+    }  # fmt: skip
+    model.train()
+    return found
+
+
+def copied(model, tokenizer, forms: int = 64) -> float:
+    """Next-token accuracy in the second copy of forms whose values no text has had."""
+    right = total = 0
+    draw = town.Random("copied")
+    for _ in range(forms):
+        body = town._form(town._rows(town.place(draw), draw), ": ", "\n")
+        first, second = (tokenizer(text)["input_ids"] for text in (f"In short\n{body}\nCopy\n", body))
+        ids = torch.tensor([first + second], device=model.device)
+        said = model(ids).logits[0, len(first) - 1 : -1].argmax(-1)
+        right += (said == ids[0, len(first) :]).sum().item()
+        total += len(second)
+    return right / total
+
+
+ASKED = {"hours": ("opens", "closes"), "owner": ("owner",), "since": ("since",), "tram": ("line", "stop")}
+
+
+def recalled(model, tokenizer, places: int = 64) -> float:
+    """Share of the town's facts in the model's answers to questions about its places."""
+    right = total = 0
+    draw = town.Random("recalled")
+    for place in draw.sample(town.town().places, min(places, town.PLACES)):
+        told = town.facts(place)
+        for topic, facts in ASKED.items():
+            asked = town.grammar().say(f"ask.{topic}", told, draw)
+            prompt = f"Questions\nQ: {place.name}, the {place.kind} in {place.district}. {asked}\nA:"
+            ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+            said = tokenizer.decode(model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :])
+            answer = said.split("\n")[0]
+            right += sum(str(told[fact]) in answer for fact in facts)
+            total += len(facts)
+    return right / total
+
+
+def held_out(model, tokenizer, texts: int = 64) -> float:
+    """Mean loss a token, in nats, on texts that no training sees."""
+    losses = []
+    for index in range(texts):
+        ids = torch.tensor([tokenizer(town.document(HELD_OUT, index))["input_ids"]], device=model.device)
+        losses.append(model(input_ids=ids, labels=ids).loss.item())
+    return float(np.mean(losses))
