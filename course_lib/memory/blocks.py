@@ -5,15 +5,7 @@ Each follows the code of transformers' models line by line as far as memory is c
 
 from course_lib.errors import unknown
 from course_lib.memory.tape import FP32, LOGITS, Parameter, Tape, Value
-from course_lib.methods.shapes import (
-    block,
-    blocks,
-    has_lm_head,
-    head_dim,
-    is_embedding,
-    linears,
-    parameter_shapes,
-)  # fmt: skip
+from course_lib.methods.shapes import block, blocks, has_lm_head, head_dim, is_embedding, linears, parameter_shapes
 
 ATTENTIONS = ("sdpa", "eager")
 

@@ -11,17 +11,7 @@ from course_lib.errors import unknown
 from course_lib.memory import formats, optimizers
 from course_lib.memory.beside import BESIDE
 from course_lib.memory.blocks import ATTENTIONS, Network
-from course_lib.memory.tape import (
-    ACTIVATIONS,
-    CUDA_BLOCK,
-    FP32,
-    GRADIENTS,
-    LOGITS,
-    WORKSPACE,
-    Replay,
-    Tape,
-    rounded,
-)  # fmt: skip
+from course_lib.memory.tape import ACTIVATIONS, CUDA_BLOCK, FP32, GRADIENTS, LOGITS, WORKSPACE, Replay, Tape, rounded
 from course_lib.methods import METHODS
 from course_lib.methods.shapes import has_lm_head, parameter_shapes, size
 from course_lib.methods.targets import check_positive
@@ -111,8 +101,8 @@ def estimate(
     default is fp32 on a model in half precision). optimizer: see `optimizers`. quantization: of the linear layers.
     attention: "sdpa" or "eager". loss_chunk: tokens whose logits are made at a time; None: all, as in transformers.
     device: "cuda" or "cpu", whose kernels keep different things. flash: whether the GPU has flash attention (Ampere and
-    newer; a T4 has not). labels: classes of the head on an encoder. hparams:
-    the method's. Key-value caches are off. Raises ValueError for what cannot be.
+    newer; a T4 has not). labels: classes of the head on an encoder. hparams: the method's. Key-value caches and
+    autocast are off. Raises ValueError for what cannot be.
     """
     settings = METHODS[method].complete(hparams)
     METHODS[method].count(config, **hparams)

@@ -4,6 +4,7 @@ import math
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
+from course_lib.errors import unknown
 from course_lib.memory import optimizers
 from course_lib.memory.estimate import WEIGHTS, Estimate
 from course_lib.memory.ledger import Ledger
@@ -86,10 +87,13 @@ def trace(model, batch: dict[str, torch.Tensor], *, device: str = "cuda", optimi
     """What a training step of a model on the meta device would hold on a `device` ("cuda" or "cpu"), tensor by tensor.
 
     model: with a loss, and made trainable; batch: what it is called with, on the meta device too. The step is one in
-    the midst of training: the optimizer has its states. Raises ValueError for a model with memory of its own.
+    the midst of training: the optimizer has its states. Raises ValueError for a model or a batch with memory of its
+    own, and for unknown names.
     """
     if not all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *batch.values())):
         raise ValueError("trace needs a model and a batch on the meta device, such as models.skeleton(name).")
+    if device not in ("cuda", "cpu"):
+        raise unknown("device", device, ("cuda", "cpu"))
     optimizers.states(optimizer, [])
     before = model.training
     trained = [p for p in model.parameters() if p.requires_grad]
