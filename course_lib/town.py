@@ -16,6 +16,7 @@ from course_lib.paths import DATA
 
 TOWN = "Brindlemouth"
 PLACES, PEOPLE, EVENTS, LINES = 400, 240, 80, 9
+LAST_CLOSING = 23 * 60 + 30
 # What is told of a place, beside its name, kind and district.
 TOPICS = ("where", "owner", "since", "hours", "closed", "price", "offer", "feature", "tram", "seats")
 
@@ -169,7 +170,7 @@ def place(
         name=_place_name(draw, kind, owner), kind=kind, district=draw.choice(words["districts"]), street=_street(draw),
         number=draw.randrange(1, 100), near=near or _place_name(draw, draw.choice(list(words["kinds"])), person(draw)),
         owner=owner, since=draw.randrange(1820, 2024), opens=_clock(opens),
-        closes=_clock(opens + draw.randrange(12, 27) * 30), closed=draw.choice(words["days"]),
+        closes=_clock(min(opens + draw.randrange(12, 27) * 30, LAST_CLOSING)), closed=draw.choice(words["days"]),
         price=draw.choice(words["prices"]), offer=offer, other=other, feature=draw.choice(list(words["features"])),
         line=line, stop=at, seats=draw.randrange(8, 400),
     )  # fmt: skip
@@ -359,7 +360,7 @@ def directions(one: Place, draw: Random) -> str:
     say, told = grammar().say, {**facts(one), "from": _street(draw)}
     steps = []
     for _ in range(draw.randrange(2, 6)):
-        told["way"] = draw.choice((_street(draw), one.street, one.near))
+        told["way"] = draw.choice((_street(draw), one.street))
         steps.append(say("directions.step", told, draw))
     if draw.random() < 0.5:
         steps.insert(draw.randrange(2), say("directions.tram", told, draw))
