@@ -9,9 +9,9 @@ from course_lib.memory.estimate import Estimate, estimate, positions
 
 MIB = 2**20
 # Memory as nvidia-smi gives it, in MiB.
+GPUS = {"T4": 15_360, "RTX 4090": 24_564, "A100 80GB": 81_920, "H100": 81_559, "H200": 143_771}
 # A T4 has neither flash attention nor bf16 of its own (read fp16 for bf16).
 WITHOUT_FLASH = ("T4",)
-GPUS = {"T4": 15_360, "RTX 4090": 24_564, "A100 80GB": 81_920, "H100": 81_559, "H200": 143_771}
 # Two guesses: what the CUDA driver and its libraries take, and the share of PyTorch's own memory that lies in gaps
 # between tensors. No recording of the course has measured them yet.
 CONTEXT, GAPS = 600 * MIB, 0.05
