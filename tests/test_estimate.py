@@ -64,9 +64,7 @@ def small(name: str):
 
 def trainable(model, method: str, checkpointing: bool = False, **hparams):
     """The model with a loss, made trainable by the method."""
-    encoder = model.config.model_type in ("bert", "roberta", "distilbert")
-    model = METHODS[method].apply(model, **hparams)
-    model = models.Classifier(model, 2) if encoder else model
+    model = with_loss(METHODS[method].apply(model, **hparams))
     if not any(p.requires_grad for p in model.parameters()):
         pytest.skip("nothing trains")
     if checkpointing:

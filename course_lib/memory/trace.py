@@ -59,10 +59,10 @@ def _kernels_of(device: str):
 
 def with_loss(model, labels: int = 2) -> nn.Module:
     """A model that gives a loss: a language model as it is, an encoder with the course's classifier on it."""
-    if not has_lm_head(model.config):
-        with torch.device("meta"):
-            return Classifier(model, labels)
-    return model
+    if has_lm_head(model.config):
+        return model
+    with torch.device(next(model.parameters()).device):
+        return Classifier(model, labels)
 
 
 def _pack(model: nn.Module) -> list[torch.Tensor]:
