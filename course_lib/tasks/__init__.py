@@ -1,15 +1,15 @@
-"""Tasks: what is learned. Each has three splits, its labels, a metric and a dummy baseline."""
+"""Tasks: what is learned, to label texts or to write them. Each has three splits, a metric and a dummy baseline."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from course_lib.errors import unknown
 
 import numpy as np
 
-TASKS = ("reviews", "docs_topic")
+TASKS = ("reviews", "docs_topic", "table_to_text")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Split:
         def pick(column):
             return tuple(column[i] for i in indices)
 
-        return Split(pick(self.texts), pick(self.labels), {k: pick(v) for k, v in self.info.items()})
+        return type(self)(pick(self.texts), pick(self.labels), {k: pick(v) for k, v in self.info.items()})
 
     def take(self, n: int, seed: int = 0) -> "Split":
         """`n` rows, drawn with `seed`, with as equal a number of each label as n and the rarest label allow.
@@ -98,10 +98,48 @@ class Task:
             return split if n is None else split.take(min(n, len(split)), seed)
 
         parts = (cut(self.train, train), cut(self.validation, validation), cut(self.test, test))
-        return Task(self.name, self.labels, *parts, self.metric)
+        return replace(self, **dict(zip(("train", "validation", "test"), parts, strict=True)))
 
 
-def load(name: str) -> Task:
+@dataclass(frozen=True)
+class Pairs(Split):
+    """Prompts (`texts`) with what should be written after them (`labels`, texts too)."""
+
+    labels: tuple[str, ...]
+
+    def take(self, n: int, seed: int = 0) -> "Pairs":
+        """`n` rows, drawn with `seed`; raises ValueError if there are fewer."""
+        if not 1 <= n <= len(self):
+            raise ValueError(f"n must be between 1 and {len(self)}, the rows of this split; got {n}.")
+        return self.rows(np.random.default_rng(seed).permutation(len(self))[:n].tolist())
+
+    def as_dataset(self):
+        """The same rows as a `datasets.Dataset` with columns prompt, completion and those of `info`."""
+        return super().as_dataset().rename_columns({"text": "prompt", "label": "completion"})
+
+
+@dataclass(frozen=True)
+class WritingTask:
+    """What is learned: to write a text after a prompt, in three splits that share nothing that would help to cheat.
+
+    metric(written texts, split) → a score, greater is better; dummy(split) → texts written without any model.
+    """
+
+    name: str
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+    metric: Callable[[Sequence[str], Pairs], float]
+    dummy: Callable[[Pairs], list[str]]
+
+    def baseline(self) -> float:
+        """The metric of the dummy on the test split."""
+        return self.metric(self.dummy(self.test), self.test)
+
+    smaller = Task.smaller
+
+
+def load(name: str) -> Task | WritingTask:
     """The task of that name; raises ValueError with the near names for any other."""
     if name not in TASKS:
         raise unknown("task", name, TASKS)

@@ -5,7 +5,6 @@ import math
 import os
 import random
 import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,11 @@ from course_lib.methods import METHODS
 from course_lib.methods.shapes import block, blocks
 from course_lib.runs import Run
 from course_lib.session import best_device, quiet
-from course_lib.tasks import Split, Task
+from course_lib.tasks import Split, Task, WritingTask
+from course_lib.training.callbacks import AfterStep, Clock, GradualUnfreezing, Progress
+from course_lib.training.examples import examples_of
 
 import torch
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -89,9 +89,9 @@ def native_bf16() -> bool:
 
 
 def fit(
-    model: models.Classifier,
+    model: models.Classifier | models.LanguageModel,
     tokenizer,
-    task: Task,
+    task: Task | WritingTask,
     method: str = "full",
     *,
     features: dict[str, torch.Tensor] | None = None,
@@ -99,7 +99,7 @@ def fit(
     progress: bool = True,
     **recipe,
 ) -> Run:
-    """Fine-tune `model` in place by one of METHODS and return the Run; the head always trains.
+    """Fine-tune `model` in place by one of METHODS and return the Run; a classifier's head always trains.
 
     Training runs on the best device; the model ends where it was before.
 
@@ -123,23 +123,28 @@ def fit(
         raise ValueError(
             f"gradual_unfreezing releases the whole model block by block: it goes with 'full', not {method!r}."
         )
-    carried, before = getattr(model.encoder, "fine_tuned_by", (None, None))
+    carried, before = getattr(model.base_model, "fine_tuned_by", (None, None))
     if carried == method and recipe.hparams and recipe.hparams != before:
         raise ValueError(f"This model carries {method} with {before}, and goes on with that: leave hparams out.")
     if carried != method or METHODS[method].leaves_structure:
         # The method's own parameters are drawn here.
         set_seed(recipe.seed)
-        model.encoder = METHODS[method].apply(model.encoder, **hparams)
-    if METHODS[method].count(model.config, **hparams) and not any(p.requires_grad for p in model.encoder.parameters()):
+        setattr(model, model.base_model_prefix, METHODS[method].apply(model.base_model, **hparams))
+    if METHODS[method].count(model.config, **hparams) and not any(
+        p.requires_grad for p in model.base_model.parameters()
+    ):
         raise ValueError(
             f"What this model carries of {method} is frozen, and cannot train on: start from a fresh model."
         )
     model.penalty = METHODS[method].penalty
-    if features is not None and any(p.requires_grad for p in model.encoder.parameters()):
+    if features is not None and any(p.requires_grad for p in model.base_model.parameters()):
         raise ValueError(
             f"Cached features need a frozen encoder, and {method!r} trains it. Use method='feature_based'."
         )
-    model.head.requires_grad_(True)
+    if isinstance(model, models.Classifier):
+        model.head.requires_grad_(True)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{method!r} trains nothing of this model, which has no head: choose another method.")
     # Checkpoints hold what can change, no copy of the frozen weights.
     model._keys_to_ignore_on_save = _unchanging(model)
     try:
@@ -163,9 +168,10 @@ def fit(
 def _train(model, tokenizer, task, method, recipe, features, folder, progress, resumable) -> Run:
     set_seed(recipe.seed)
     home = model.device
-    splits = {name: _rows(tokenizer, task, name, recipe, features) for name in ("train", "validation", "test")}
+    examples = examples_of(task, tokenizer, recipe.max_length, features)
+    splits = {name: examples.rows(name) for name in ("train", "validation", "test")}
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16())
-    counted = count_step(model, _longest(splits["train"], recipe, tokenizer, model.device))
+    counted = count_step(model, _longest(splits["train"], recipe, examples, model.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer, options = OPTIMIZERS[recipe.optimizer]
     arguments = TrainingArguments(
@@ -201,16 +207,17 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         log_level="error",
     )
     clock = Clock(splits["train"])
-    trainer = QuietTrainer(
+    trainer = examples.trainer(
         model=model,
         args=arguments,
-        data_collator=lambda rows: _collate(rows, tokenizer),
+        data_collator=examples.collate,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
-        compute_metrics=lambda p: {"accuracy": task.metric(p.predictions.argmax(-1), p.label_ids)},
+        compute_metrics=examples.compute_metrics,
         callbacks=[clock, *_callbacks(model, method, recipe, progress)],
     )
+    trainer.examples = examples
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     trainer.optimizer = kind(_groups(model, method, recipe), **settings)
     # A method that acts after each step has a memory of its own, which no checkpoint holds: it starts over.
@@ -220,15 +227,14 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     trainer.train(resume_from_checkpoint=last)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     history = trainer.state.log_history
-    predictions = _predict(model, splits["test"], tokenizer)
+    predictions = examples.answer(model, splits["test"])
     # As many training rows as there are for validation tell how much was learned by heart.
-    rows = splits["train"]
-    seen = random.Random(0).sample(rows, min(len(rows), len(splits["validation"])))
-    train_accuracy = task.metric(_predict(model, seen, tokenizer), [row["labels"] for row in seen])
+    seen = random.Random(0).sample(range(len(task.train)), min(len(task.train), len(task.validation)))
+    train_accuracy = examples.score(examples.answer(model, [splits["train"][i] for i in seen]), task.train.rows(seen))
     model.to(home)
     return Run(
         spec={"task": task.name, "method": method, "learning_rate": recipe.learning_rate, "seed": recipe.seed},
-        accuracy=task.metric(predictions, task.test.labels),
+        accuracy=examples.score(predictions, task.test),
         train_accuracy=train_accuracy,
         validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
         kept_last=METHODS[method].after_step is not None,
@@ -293,42 +299,10 @@ def fixed_batch(tokenizer, split: Split, size: int, length: int) -> dict[str, to
     return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
 
 
-def _rows(tokenizer, task: Task, name: str, recipe: Recipe, features) -> list[dict]:
-    """One dict a text: its token ids, or its cached sentence vector; and the label."""
-    split = getattr(task, name)
-    if features is not None:
-        return [{"features": v, "labels": y} for v, y in zip(features[name], split.labels, strict=True)]
-    ids = tokenizer(list(split.texts), truncation=True, max_length=recipe.max_length)["input_ids"]
-    return [{"input_ids": i, "labels": y} for i, y in zip(ids, split.labels, strict=True)]
-
-
-def _predict(model, rows: list[dict], tokenizer, batch_size: int = 64) -> list[int]:
-    """The most likely label of each row, in the order of the rows."""
-    model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].get("input_ids", ())))
-    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    found = {}
-    with torch.no_grad():
-        for chunk in chunks:
-            batch = _collate([rows[i] for i in chunk], tokenizer)
-            logits = model(**{k: v.to(model.device) for k, v in batch.items()}).logits
-            found |= dict(zip(chunk, logits.argmax(-1).tolist(), strict=True))
-    return [found[i] for i in range(len(rows))]
-
-
-def _collate(rows: list[dict], tokenizer) -> dict:
-    """A batch: padded to its longest text, or stacked vectors."""
-    labels = torch.tensor([row["labels"] for row in rows])
-    if "features" in rows[0]:
-        return {"features": torch.stack([row["features"] for row in rows]), "labels": labels}
-    padded = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
-    return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
-
-
-def _longest(rows: list[dict], recipe: Recipe, tokenizer, device) -> dict:
+def _longest(rows: list[dict], recipe: Recipe, examples, device) -> dict:
     """The batch with the most tokens that training can meet: memory is counted on it."""
     rows = sorted(rows, key=lambda row: -len(row.get("input_ids", ())))[: recipe.batch_size]
-    return {name: tensor.to(device) for name, tensor in _collate(rows, tokenizer).items()}
+    return {name: tensor.to(device) for name, tensor in examples.collate(rows).items()}
 
 
 def _groups(model, method: str, recipe: Recipe) -> list[dict]:
@@ -362,86 +336,3 @@ def _callbacks(model, method: str, recipe: Recipe, progress: bool) -> list[Train
     if recipe.patience is not None:
         chosen.append(EarlyStoppingCallback(recipe.patience))
     return chosen
-
-
-class QuietTrainer(Trainer):
-    """Trainer prints its logs when its own progress bar is off; ours are in the Run."""
-
-    def log(self, logs, start_time=None):
-        logs = logs | {"epoch": self.state.epoch}
-        self.state.log_history.append(logs | {"step": self.state.global_step})
-
-
-class Clock(TrainerCallback):
-    """Seconds spent in training steps (evaluation and checkpoints left out) and tokens trained on.
-
-    Both are kept in the trainer's log, so that a resumed run goes on counting.
-    """
-
-    def __init__(self, rows: list[dict]):
-        self.tokens_per_epoch = sum(len(row.get("input_ids", (None,))) for row in rows)
-        self.seconds = self.tokens = 0.0
-
-    def on_train_begin(self, args, state, control, **_):
-        for row in state.log_history:
-            self.seconds = row.get("seconds_so_far", self.seconds)
-            self.tokens = row.get("tokens_so_far", self.tokens)
-
-    def on_step_begin(self, args, state, control, **_):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **_):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - self.started
-
-    def on_epoch_end(self, args, state, control, **_):
-        self.tokens += self.tokens_per_epoch
-        state.log_history.append({"seconds_so_far": self.seconds, "tokens_so_far": self.tokens})
-
-
-class Progress(TrainerCallback):
-    """One bar over all steps, in a terminal or a notebook, gone when training ends."""
-
-    def __init__(self, title: str):
-        self.title = title
-
-    def on_train_begin(self, args, state, control, **_):
-        # tqdm's notebook bar does not look at tqdm's own environment variable.
-        hidden = bool(os.environ.get("TQDM_DISABLE")) or not state.is_world_process_zero
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title, leave=False, disable=hidden)
-
-    def on_step_end(self, args, state, control, **_):
-        self.bar.update(1)
-
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()
-
-
-class AfterStep(TrainerCallback):
-    """Calls a method's `after_step` while the gradients of the step are still there."""
-
-    def __init__(self, model, after_step):
-        self.model, self.after_step = model, after_step
-
-    def on_optimizer_step(self, args, state, control, **_):
-        self.after_step(self.model.encoder, state.global_step + 1)
-
-
-class GradualUnfreezing(TrainerCallback):
-    """ULMFiT's gradual unfreezing (arXiv 1801.06146, section 3.3), from the top block down to the embeddings.
-
-    The head alone in the first epoch, everything in the last, the blocks between spread evenly.
-    """
-
-    def __init__(self, model, epochs: int):
-        self.top, self.epochs = blocks(model.config), epochs
-        self.parameters = list(model.encoder.named_parameters())
-
-    def on_epoch_begin(self, args, state, control, **_):
-        share = round(state.epoch) / max(self.epochs - 1, 1)
-        unfrozen = round(share * (self.top + 1))
-        for name, parameter in self.parameters:
-            index = block(name)
-            depth = self.top if index is None else self.top - 1 - index
-            parameter.requires_grad_(depth < unfrozen)

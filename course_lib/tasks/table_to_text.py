@@ -1,0 +1,214 @@
+"""`table_to_text`: a table of attributes of a place into sentences that say all of it, and nothing else.
+
+See data/table_to_text/README.md, the data card.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import combinations
+from random import Random
+
+from course_lib import town
+from course_lib.grammar import Grammar, article
+from course_lib.paths import DATA
+from course_lib.tasks import Pairs, WritingTask
+
+Table = tuple[tuple[str, str], ...]
+
+# What may be told beside name and kind: the topic, and the attributes that it brings along.
+TOPICS = {
+    "district": ("district",), "address": ("address",), "near": ("near",), "owner": ("owner",), "since": ("since",),
+    "hours": ("opens", "closes"), "closed": ("closed",), "price": ("price",), "offer": ("offer",),
+    "feature": ("feature",), "tram": ("tram", "stop"), "seats": ("seats",),
+}  # fmt: skip
+FEWEST, MOST = 2, 5
+# Topics that never meet in training: the test split's "new combinations" have at least one of these pairs.
+APART = (
+    {"owner", "tram"}, {"hours", "feature"}, {"since", "seats"}, {"near", "closed"}, {"district", "price"},
+    {"address", "offer"},
+)  # fmt: skip
+TRAIN, VALIDATION, TEST, REFERENCES = 2000, 100, 100, 6
+NEW_PLACES, NEW_COMBINATIONS = "new places", "new combinations"
+
+
+@cache
+def grammar() -> Grammar:
+    """The patterns of the sentences."""
+    return Grammar.read(DATA / "table_to_text" / "grammar.txt")
+
+
+def prompt(table: Table) -> str:
+    """The table as the model reads it: attributes with their values in brackets, a line break at the end."""
+    return ", ".join(f"{key}[{value}]" for key, value in table) + "\n"
+
+
+def _values(one: town.Place) -> dict[str, str]:
+    return {
+        "name": one.name, "kind": one.kind, "district": one.district, "address": f"{one.number} {one.street}",
+        "near": one.near, "owner": one.owner.name, "since": str(one.since), "opens": one.opens, "closes": one.closes,
+        "closed": one.closed, "price": one.price, "offer": one.offer, "feature": one.feature, "tram": str(one.line),
+        "stop": one.stop, "seats": str(one.seats),
+    }  # fmt: skip
+
+
+def tabulate(one: town.Place, topics: Sequence[str]) -> Table:
+    """The table of a place: name, kind, and the attributes of these topics."""
+    values = _values(one)
+    keys = ["name", "kind", *(key for topic in TOPICS if topic in topics for key in TOPICS[topic])]
+    return tuple((key, values[key]) for key in keys)
+
+
+def tell(table: Table, draw: Random) -> str:
+    """One of the many texts that say what the table says."""
+    told = dict(table)
+    told["it"] = lambda draw: grammar().say("it", told, draw)
+    topics = [topic for topic, keys in TOPICS.items() if keys[0] in told]
+    draw.shuffle(topics)
+    sentences = [_next(topics, "open", "with", draw.randrange(1, 3), told, draw)]
+    while topics:
+        sentences.append(_next(topics, "more", "does", draw.randrange(1, 3), told, draw))
+    return " ".join(sentences)
+
+
+def _next(topics: list[str], sentence: str, phrase: str, wanted: int, told: dict, draw: Random) -> str:
+    """A sentence with the next topics, which are taken off the list."""
+    taken = [topics.pop() for _ in range(min(wanted, len(topics)))]
+    phrases = [grammar().say(f"{phrase}.{topic}", told, draw) for topic in taken]
+    return grammar().say(f"{sentence}.{len(taken)}", told | dict(zip(("first", "second"), phrases)), draw)  # noqa: B905
+
+
+def meets(topics: Sequence[str]) -> bool:
+    """Whether two topics are among them that never meet in training."""
+    return any(pair <= set(topics) for pair in APART)
+
+
+def _tables(draw: Random, new_combinations: bool, known: set[str]) -> Iterator[Table]:
+    """Tables of made-up places without end; no name twice, and none that is known."""
+    choices = [
+        topics
+        for size in range(FEWEST, MOST + 1)
+        for topics in combinations(TOPICS, size)
+        if meets(topics) == new_combinations
+    ]
+    by_size = {size: [topics for topics in choices if len(topics) == size] for size in range(FEWEST, MOST + 1)}
+    while True:
+        one = town.place(draw)
+        if {one.name, one.near, one.owner.name} & known or one.feature.endswith(one.kind):
+            # A garden that has a garden: no one could tell whether a text says both.
+            continue
+        known |= {one.name, one.near, one.owner.name}
+        # Every size as often: else the long tables, of which there are most, would be nearly all.
+        yield tabulate(one, draw.choice(by_size[draw.randrange(FEWEST, MOST + 1)]))
+
+
+def _pairs(tables: Sequence[Table], kinds: Sequence[str], draw: Random, references: int = 1) -> Pairs:
+    texts = [tuple(tell(table, draw) for _ in range(references)) for table in tables]
+    info = {"table": tuple(tables), "references": tuple(texts), "kind": tuple(kinds)}
+    return Pairs(tuple(map(prompt, tables)), tuple(said[0] for said in texts), info)
+
+
+@cache
+def load() -> WritingTask:
+    """The task; the places of its three splits differ.
+
+    `info` of each split: table; references, all texts that BLEU compares with; and kind, which tells in the test split
+    "new places" from "new combinations".
+    """
+    draw, known = Random("table_to_text"), {place.name for place in town.town().places}
+    usual, unusual = _tables(draw, False, known), _tables(draw, True, known)
+
+    def take(tables, n):
+        return [next(tables) for _ in range(n)]
+
+    test = take(usual, TEST) + take(unusual, TEST)
+    validation, train = take(usual, VALIDATION), take(usual, TRAIN)
+    return WritingTask(
+        "table_to_text",
+        train=_pairs(train, ["training"] * TRAIN, draw),
+        validation=_pairs(validation, ["validation"] * VALIDATION, draw, REFERENCES),
+        test=_pairs(test, [NEW_PLACES] * TEST + [NEW_COMBINATIONS] * TEST, draw, REFERENCES),
+        metric=slot_accuracy,
+        dummy=lambda split: [template(table) for table in split.info["table"]],
+    )
+
+
+# What a text says and what the table says.
+
+_CLASSES = {"kind": "kind", "since": "number", "tram": "number", "seats": "number", "opens": "time", "closes": "time",
+            "closed": "day", "price": "price", "offer": "offer", "feature": "feature"}  # fmt: skip
+
+
+def _class(key: str) -> str:
+    """Attributes whose values could be mistaken for one another are of one class: names of all sorts are "name"."""
+    return _CLASSES.get(key, "name")
+
+
+@cache
+def _speaks() -> re.Pattern:
+    """Finds every value that a text mentions: a group a class, longer ones first."""
+    words = town.lexicon()
+    word = "|".join(map(re.escape, town.names()))
+    closed = {
+        "offer": [offer for kind in words["kinds"].values() for offer in kind["offers"]],
+        "feature": list(words["features"]), "kind": list(words["kinds"]), "day": words["days"],
+        "price": words["prices"],
+    }  # fmt: skip
+
+    def either(values):
+        return "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
+
+    groups = [f"(?P<{name}>{either(values)})" for name, values in closed.items()]
+    title = "|".join(re.escape(kind.removesuffix("'s").title()) for kind in words["kinds"])
+    groups += [
+        r"(?P<time>\d+:\d\d)",
+        rf"(?P<name>(?:\d+ )?(?:The )?(?:{word})(?:'s)?(?: (?:and )?(?:{word}|{title})(?:'s)?)*)",
+    ]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(groups)}|(?P<number>\d+))s?(?!\w)")
+
+
+def compare(table: Table, text: str) -> tuple[list[str], list[str]]:
+    """(values of the table that the text lacks, values in the text that the table lacks)."""
+    lacking = []
+    # Longer values first: a street is not to be found in the name that contains it.
+    for value, times in sorted(Counter(value for _, value in table).items(), key=lambda item: -len(item[0])):
+        text, found = re.subn(rf"(?<!\w)(?<!\d:){re.escape(value)}(?=s?(?!\w|:\d))", "·", text)
+        lacking += [value] * max(0, times - found)
+    return lacking, [match.group() for match in _speaks().finditer(text)]
+
+
+def errors(table: Table, text: str) -> int:
+    """Slot errors of one text: values that are missing, or invented. A value that another of its class replaces counts
+    once (Wen et al., arXiv 1508.01745, section 5.1, whose measure this is, count it twice)."""
+    kind_of = {value: _class(key) for key, value in table}
+    lacking, foreign = compare(table, text)
+    missing = Counter(kind_of[value] for value in lacking)
+    invented = Counter(match.lastgroup for match in map(_speaks().fullmatch, foreign) if match)
+    return sum(max(missing[kind], invented[kind]) for kind in missing | invented)
+
+
+def slot_error_rate(written: Sequence[str], split: Pairs) -> float:
+    """All slot errors by all slots; 0 is best, and more than 1 is possible."""
+    tables = split.info["table"]
+    wrong = sum(errors(table, text) for table, text in zip(tables, written, strict=True))
+    return wrong / sum(map(len, tables))
+
+
+def slot_accuracy(written: Sequence[str], split: Pairs) -> float:
+    """1 − slot error rate."""
+    return 1 - slot_error_rate(written, split)
+
+
+def bleu(written: Sequence[str], split: Pairs) -> float:
+    """BLEU (Papineni et al., ACL 2002) of all texts against all references, 0 to 100: sacrebleu's default."""
+    from sacrebleu import corpus_bleu
+
+    return corpus_bleu(list(written), [list(texts) for texts in zip(*split.info["references"], strict=True)]).score
+
+
+def template(table: Table) -> str:
+    """The table read out: what a program without any model says."""
+    told = dict(table)
+    rest = [f"Its {key} is {value}." for key, value in table if key not in ("name", "kind")]
+    return " ".join([f"{told['name']} is {article(told['kind'])}.", *rest])

@@ -1,0 +1,132 @@
+"""How a task becomes batches, and a model's answers a score: for labelling texts, and for writing them."""
+
+from collections.abc import Sequence
+
+from course_lib import models
+from course_lib.tasks import Task, WritingTask
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Trainer
+
+
+class QuietTrainer(Trainer):
+    """Trainer prints its logs when its own progress bar is off; ours are in the Run."""
+
+    def log(self, logs, start_time=None):
+        logs = logs | {"epoch": self.state.epoch}
+        self.state.log_history.append(logs | {"step": self.state.global_step})
+
+
+class WritingTrainer(QuietTrainer):
+    """A Trainer that judges a model by what it writes on the validation split, not by its loss."""
+
+    examples: "Writing"
+
+    def evaluate(self, *args, **kwargs):
+        split = self.examples.task.validation
+        written = self.examples.answer(self.model, self.eval_dataset)
+        metrics = {"eval_accuracy": self.examples.task.metric(written, split)}
+        self.log(metrics)
+        return metrics
+
+
+class Labelling:
+    """Texts to the index of a label. A row holds token ids, or a cached sentence vector; and the label."""
+
+    trainer = QuietTrainer
+
+    def __init__(self, tokenizer, task: Task, max_length: int, features: dict[str, torch.Tensor] | None):
+        self.tokenizer, self.task, self.max_length, self.features = tokenizer, task, max_length, features
+
+    def rows(self, name: str) -> list[dict]:
+        """The rows of a split."""
+        split = getattr(self.task, name)
+        if self.features is not None:
+            return [{"features": v, "labels": y} for v, y in zip(self.features[name], split.labels, strict=True)]
+        ids = self.tokenizer(list(split.texts), truncation=True, max_length=self.max_length)["input_ids"]
+        return [{"input_ids": i, "labels": y} for i, y in zip(ids, split.labels, strict=True)]
+
+    def collate(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """A batch: padded to its longest text, or stacked vectors."""
+        labels = torch.tensor([row["labels"] for row in rows])
+        if "features" in rows[0]:
+            return {"features": torch.stack([row["features"] for row in rows]), "labels": labels}
+        padded = self.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
+        return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "labels": labels}
+
+    def compute_metrics(self, predicted) -> dict[str, float]:
+        """For the Trainer's own evaluation."""
+        return {"accuracy": self.task.metric(predicted.predictions.argmax(-1), predicted.label_ids)}
+
+    def answer(self, model, rows: Sequence[dict], batch_size: int = 64) -> list[int]:
+        """The most likely label of each row, in the order of the rows."""
+        model.eval()
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].get("input_ids", ())))
+        chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        found = {}
+        with torch.no_grad():
+            for chunk in chunks:
+                batch = self.collate([rows[i] for i in chunk])
+                logits = model(**{k: v.to(model.device) for k, v in batch.items()}).logits
+                found |= dict(zip(chunk, logits.argmax(-1).tolist(), strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    def score(self, answers: Sequence[int], split) -> float:
+        """The task's metric of these answers."""
+        return self.task.metric(answers, split.labels)
+
+
+IGNORED = -100
+
+
+class Writing:
+    """Prompts to texts. A row holds the ids of prompt, text and end token; its labels leave the prompt out."""
+
+    trainer = WritingTrainer
+    compute_metrics = None
+
+    def __init__(self, tokenizer, task: WritingTask, max_length: int):
+        self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
+
+    def rows(self, name: str) -> list[dict]:
+        """The rows of a split; raises ValueError if one is longer than max_length: cut texts teach to stop anywhere."""
+        split, end = getattr(self.task, name), self.tokenizer.eos_token_id
+        prompts, texts = (self.tokenizer(list(column))["input_ids"] for column in (split.texts, split.labels))
+        rows = [
+            {"input_ids": [*prompt, *text, end], "labels": [IGNORED] * len(prompt) + [*text, end]}
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        longest = max(len(row["input_ids"]) for row in rows)
+        if longest > self.max_length:
+            raise ValueError(f"A row of {name!r} has {longest} tokens, max_length is {self.max_length}: raise it.")
+        return rows
+
+    def collate(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """A batch, padded at its end."""
+
+        def padded(name: str, filler: int) -> torch.Tensor:
+            return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=filler)
+
+        mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
+        return {
+            "input_ids": padded("input_ids", self.tokenizer.pad_token_id),
+            "attention_mask": pad_sequence(mask, batch_first=True),
+            "labels": padded("labels", IGNORED),
+        }
+
+    def answer(self, model, rows: Sequence[dict]) -> list[str]:
+        """What the model writes after the prompt of each row."""
+        prompts = [[i for i, y in zip(row["input_ids"], row["labels"], strict=True) if y == IGNORED] for row in rows]
+        return models.write(model, self.tokenizer, prompts)
+
+    def score(self, answers: Sequence[str], split) -> float:
+        """The task's metric of these texts."""
+        return self.task.metric(answers, split)
+
+
+def examples_of(task, tokenizer, max_length: int, features=None) -> Labelling | Writing:
+    """The examples of a task of either kind."""
+    if isinstance(task, WritingTask):
+        return Writing(tokenizer, task, max_length)
+    return Labelling(tokenizer, task, max_length, features)
