@@ -17,6 +17,7 @@ from course_lib.session import quiet
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -211,10 +212,11 @@ def lm(**overrides) -> tuple[LanguageModel, object]:
     return LanguageModel(model), tokenizer
 
 
-def write(model: LanguageModel, tokenizer, prompts, *, max_new_tokens: int = 120, batch_size: int = 64) -> list[str]:
+def write(model: LanguageModel, tokenizer, prompts, *, max_new_tokens: int = 120, batch_size: int = 100) -> list[str]:
     """What a language model writes after each prompt (a text, or token ids) until its end token, which is left out.
 
-    Always the most likely next token (greedy); raises ValueError without prompts.
+    Always the most likely next token (greedy). What is written does not depend on which prompts share a batch; peft's
+    own `generate` lets it, where soft prompts and the filling of a batch meet. Raises ValueError without prompts.
     """
     if not len(prompts):
         raise ValueError("No prompts were given.")
@@ -225,19 +227,42 @@ def write(model: LanguageModel, tokenizer, prompts, *, max_new_tokens: int = 120
     written = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        # The text goes on at the right end, so the filling goes to the left.
-        padded = tokenizer.pad({"input_ids": [ids[i] for i in chunk]}, padding_side="left", return_tensors="pt")
-        padded = padded.to(model.device)
-        with torch.no_grad():
-            all_ids = model.lm.generate(
-                input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], do_sample=False,
-                max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )  # fmt: skip
-        texts = tokenizer.batch_decode(all_ids[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
-        written |= dict(zip(chunk, texts, strict=True))
+        new = _continue(model, tokenizer, [ids[i] for i in chunk], max_new_tokens)
+        written |= dict(zip(chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True))
     model.train(training)
     return [written[i] for i in range(len(ids))]
+
+
+@torch.no_grad()
+def _continue(model: LanguageModel, tokenizer, ids: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """The most likely next tokens of each row until its end token. Rows are filled up at their end, and what is written
+    goes on behind the filling, which nothing looks at, with the positions that it would have without."""
+    lengths = torch.tensor([len(row) for row in ids], device=model.device)
+    rows = [torch.tensor(row, device=model.device) for row in ids]
+    filled = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    mask = (torch.arange(filled.shape[1], device=model.device) < lengths[:, None]).long()
+    output = model.lm(input_ids=filled, attention_mask=mask, use_cache=True)
+    cache = output.past_key_values
+    # Prefixes and soft prompts stand in the cache too, in front.
+    virtual = cache.get_seq_length() - filled.shape[1]
+    mask = torch.cat([mask.new_ones(len(ids), virtual), mask], dim=1)
+    # The cache holds them from here on: peft would put them in front once more.
+    decoder = model.lm.get_base_model() if hasattr(model.lm, "get_base_model") else model.lm
+    scores = output.logits[:, -filled.shape[1] :][torch.arange(len(ids)), lengths - 1]
+    done, new = torch.zeros_like(lengths, dtype=torch.bool), []
+    for step in range(max_new_tokens):
+        token = scores.argmax(-1).masked_fill(done, tokenizer.eos_token_id)
+        new.append(token)
+        done |= token == tokenizer.eos_token_id
+        if done.all():
+            break
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+        positions = (virtual + lengths + step)[:, None]
+        output = decoder(
+            input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        scores = output.logits[:, -1]
+    return torch.stack(new, dim=1).tolist()
 
 
 def _over(model, tokenizer, texts, compute, batch_size: int, max_length: int) -> torch.Tensor:

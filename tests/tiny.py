@@ -21,7 +21,7 @@ _USUAL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "
 _SPECIAL = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def tiny(name: str, seed: int = 0):
+def tiny(name: str, seed: int = 0, **settings):
     """The architecture with two blocks of width 64 and random weights, in training mode; dropout off."""
     config = models.config(name)
     small = dict(_SMALL.get(config.model_type, _USUAL)) | {"vocab_size": 60, "max_position_embeddings": 64}
@@ -35,7 +35,7 @@ def tiny(name: str, seed: int = 0):
     small |= {key: value for key, value in _SPECIAL.items() if getattr(config, key, None) is not None}
     if getattr(config, "head_dim", None):
         small["head_dim"] = 16
-    settings = models.AutoConfig.for_model(**(models._architectures()[name]["config"] | small))
+    settings = models.AutoConfig.for_model(**(models._architectures()[name]["config"] | small | settings))
     kind = {"causal-lm": AutoModelForCausalLM, "seq2seq-lm": AutoModelForSeq2SeqLM}
     torch.manual_seed(seed)
     if (chosen := kind.get(models._architectures()[name]["kind"])) is not None:

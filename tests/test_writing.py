@@ -1,0 +1,170 @@
+"""Language models are trained on what follows the prompt alone, and write the same in any batch."""
+
+from course_lib import models, tasks, training
+from course_lib.errors import CourseError
+from course_lib.methods import METHODS
+from course_lib.models import LanguageModel
+from course_lib.tasks import Pairs, WritingTask
+from course_lib.training.examples import IGNORED, examples_of
+
+import pytest
+import torch
+from tiny import tiny
+from transformers import AutoTokenizer
+
+STEERED = {
+    "full": {}, "lora": {"r": 2}, "prefix_tuning": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
+    "prompt_tuning": {"num_virtual_tokens": 3}, "multitask_prompt_tuning": {"num_virtual_tokens": 3},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small lose time on a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "best_device", lambda: "cpu")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(models.LM_FOLDER)
+
+
+def small(tokenizer, seed: int = 0) -> LanguageModel:
+    """A narrow Llama with random weights; input and output embeddings are one."""
+    return LanguageModel(tiny("llama-3.2-1b", seed, vocab_size=len(tokenizer), max_position_embeddings=256))
+
+
+def pairs(n: int) -> Pairs:
+    texts = ("open", "closed today", "open until 7:30")
+    return Pairs(tuple(f"number {i}\n" for i in range(n)), tuple(texts[i % 3] for i in range(n)))
+
+
+def exact(written, split) -> float:
+    return sum(map(str.__eq__, written, split.labels)) / len(split)
+
+
+TASK = WritingTask("tiny", pairs(6), pairs(3), pairs(4), exact, lambda split: ["open"] * len(split))
+
+
+def fit(model, tokenizer, method="full", **settings):
+    settings = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 3, "progress": False} | settings
+    return training.fit(model, tokenizer, TASK, method, **settings)
+
+
+def test_rows_are_trained_on_text_and_end_alone(tokenizer):
+    examples = examples_of(TASK, tokenizer, 64)
+    for row, prompt, text in zip(examples.rows("train"), TASK.train.texts, TASK.train.labels, strict=True):
+        trained = [y for y in row["labels"] if y != IGNORED]
+        assert tokenizer.decode(row["input_ids"][: -len(trained)]) == prompt
+        assert tokenizer.decode(trained[:-1]) == text and trained[-1] == tokenizer.eos_token_id
+        assert row["input_ids"][-len(trained) :] == trained
+
+
+def test_no_row_is_cut(tokenizer):
+    with pytest.raises(ValueError, match=r"A row of 'train' has .* max_length is 4: raise it"):
+        examples_of(TASK, tokenizer, 4).rows("train")
+
+
+def test_padding_is_neither_seen_nor_trained(tokenizer):
+    examples, model = examples_of(TASK, tokenizer, 64), small(tokenizer).eval()
+    rows = examples.rows("train")
+    batch = examples.collate(rows)
+    assert ((batch["labels"] == IGNORED) | (batch["labels"] == batch["input_ids"])).all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    counts = [sum(y != IGNORED for y in row["labels"]) for row in rows]
+    alone = [model(**examples.collate([row])).loss.item() for row in rows]
+    mean = sum(n * loss for n, loss in zip(counts, alone, strict=True)) / sum(counts)
+    assert model(**batch).loss.item() == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", STEERED)
+def test_what_is_written_depends_on_no_neighbour(method, tokenizer):
+    model = small(tokenizer)
+    torch.manual_seed(1)
+    model.lm = METHODS[method].apply(model.lm, **STEERED[method]).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "prefix_task" in name:
+            torch.nn.init.normal_(parameter)
+    prompts = ["number 1\n", "a much longer prompt about an inn near the river\n", "Q: what is it?\nA:"]
+    together = models.write(model, tokenizer, prompts, max_new_tokens=12)
+    assert together == [models.write(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    for prompt, text in zip(prompts, together, strict=True):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
+        said = model.lm.generate(**asked, pad_token_id=0, eos_token_id=tokenizer.eos_token_id)[0, ids.shape[1] :]
+        assert tokenizer.decode(said, skip_special_tokens=True) == text
+
+
+def test_writing_ends_at_the_end_token(tokenizer):
+    model = small(tokenizer)
+    with torch.no_grad():
+        model.lm.lm_head.weight[tokenizer.eos_token_id] = 0
+    run = fit(model, tokenizer, learning_rate=1e-2, epochs=40)
+    assert run.accuracy == run.train_accuracy == 1 and run.predictions == list(TASK.test.labels)
+    assert run.losses[-1] < 0.1 * run.losses[0] and run.best_validation == 1
+
+
+def test_prompts_are_needed(tokenizer):
+    with pytest.raises(ValueError, match="No prompts"):
+        models.write(small(tokenizer), tokenizer, [])
+
+
+@pytest.mark.parametrize("method", STEERED)
+def test_fit_trains_what_is_counted(method, tokenizer):
+    model = small(tokenizer)
+    before = {name: p.detach().clone() for name, p in model.lm.named_parameters()}
+    run = fit(model, tokenizer, method, hparams=STEERED[method])
+    config = model.lm.config if method == "full" else model.lm.get_base_model().config
+    assert run.trainable == METHODS[method].count(config, **STEERED[method])
+    base = model.lm if method == "full" else model.lm.get_base_model()
+    moved = [
+        name for name, p in base.named_parameters() if "lora" not in name
+        and not torch.equal(p, before[name.replace(".base_layer", "")])
+    ]  # fmt: skip
+    assert bool(moved) == (method == "full")
+
+
+@pytest.mark.parametrize("method", ["full", "prefix_tuning", "lora"])
+def test_interruption_changes_nothing(method, tokenizer, tmp_path):
+    def stop(self, args, state, control, **_):
+        if state.epoch > 1:
+            raise KeyboardInterrupt
+
+    whole = fit(small(tokenizer), tokenizer, method, hparams=STEERED[method])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Clock, "on_step_end", stop)
+        fit(small(tokenizer), tokenizer, method, hparams=STEERED[method], folder=tmp_path)
+    again = fit(small(tokenizer), tokenizer, method, hparams=STEERED[method], folder=tmp_path)
+    assert again.resumed and again.losses == whole.losses and again.predictions == whole.predictions
+
+
+def test_nothing_to_train_is_said(tokenizer):
+    with pytest.raises(ValueError, match="'feature_based' trains nothing"):
+        fit(small(tokenizer), tokenizer, "feature_based")
+
+
+def test_hub_model_loads_in_the_same_place(tokenizer, tmp_path, monkeypatch):
+    small(tokenizer).lm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(models, "LM_HUB", (str(tmp_path), None))
+    monkeypatch.setenv("COURSE_MODELS", "hub")
+    model, other = models.lm()
+    assert model.config.hidden_size == 64 and len(other) == len(tokenizer)
+    assert len(models.write(model, other, ["The "], max_new_tokens=3)) == 1
+
+
+def test_missing_model_says_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_MODELS", raising=False)
+    monkeypatch.setattr(models, "LM_FOLDER", tmp_path)
+    with pytest.raises(CourseError, match="git checkout data/models"):
+        models.lm()
+
+
+def test_baseline_is_the_dummys():
+    assert TASK.baseline() == 0.5
+    assert tasks.TASKS[-1] == "table_to_text"
