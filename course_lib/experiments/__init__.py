@@ -7,7 +7,7 @@ from importlib import import_module
 
 from course_lib.errors import unknown
 
-EXPERIMENTS = ("full_vs_feature_based", "peft_taxonomy", "lora", "lora_speed", "qlora_memory")
+EXPERIMENTS = ("full_vs_feature_based", "peft_taxonomy", "lora", "lora_speed", "qlora_memory", "prefix_tuning")
 
 
 def experiment(name: str):

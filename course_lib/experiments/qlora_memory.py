@@ -53,7 +53,9 @@ def everything() -> list[dict]:
 
 
 def settings(spec: dict) -> tuple[str, dict]:
-    """The method of a spec, and its hyper-parameters."""
+    """The method of a spec, and its hyper-parameters: those of its way, or its own."""
+    if "way" not in spec:
+        return spec["method"], spec["hparams"]
     method, own = WAYS[spec["way"]]
     own = own | ({} if method == "full" else {"r": RANK})
     known = METHODS[method].hparams
@@ -115,7 +117,7 @@ def _trained(spec: dict, device: str, found: dict, shared: dict) -> Run:
 
 
 def _dtype(spec: dict) -> str:
-    return WAYS[spec["way"]][1].get("dtype", "bf16")
+    return WAYS[spec["way"]][1].get("dtype", "bf16") if "way" in spec else "bf16"
 
 
 def _config(spec: dict):

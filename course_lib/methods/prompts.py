@@ -123,6 +123,31 @@ def serve_one_task(wrapped) -> None:
     wrapped.get_prompt = get_prompt
 
 
+def start_from_text(wrapped, tokenizer, text: str) -> None:
+    """Let the vectors of a prefix or a soft prompt start as what the model makes of a text, repeated until it is long
+    enough: keys and values of its first tokens, or their embeddings.
+
+    Raises ValueError for other methods, for what goes through an encoder, and for a text without tokens.
+    """
+    config = wrapped.active_peft_config
+    kind = config.peft_type.value
+    if kind not in ("PREFIX_TUNING", "PROMPT_TUNING") or getattr(config, "prefix_projection", False):
+        raise ValueError("Only prefixes without projection and plain soft prompts can start from a text.")
+    ids = tokenizer(text)["input_ids"]
+    if not ids:
+        raise ValueError("The text to start from has no tokens.")
+    ids = (ids * config.num_virtual_tokens)[: config.num_virtual_tokens]
+    if kind == "PROMPT_TUNING":
+        embedded = wrapped.word_embeddings(torch.tensor(ids, device=wrapped.device))
+        wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight.data.copy_(embedded)
+        return
+    from peft import initialize_kv_prefix_from_past_key_values
+
+    with torch.no_grad(), wrapped.disable_adapter():
+        read = wrapped(input_ids=torch.tensor([ids], device=wrapped.device), use_cache=True)
+    initialize_kv_prefix_from_past_key_values(wrapped, past_key_values=read.past_key_values)
+
+
 def _prompt_bytes(config, *, num_virtual_tokens, **_) -> int:
     """The vectors that the encoder gives at the end; the encoder itself is dropped."""
     return 4 * _virtual(config, num_virtual_tokens) * config.hidden_size

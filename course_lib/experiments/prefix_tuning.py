@@ -1,0 +1,250 @@
+"""Steering a frozen language model: prefixes, soft prompts and P-tuning of several lengths, LoRA with as many
+parameters, on tables to text; how they start; how much data and time they want; what prompting alone does.
+
+Every setting gets the same passes over the same tables unless it says otherwise. Each tunes its learning rate on
+validation with seed 0, by climbing one common grid from a declared start, then runs with every seed. Nothing is chosen
+on the test split.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from course_lib import models, tasks, training
+from course_lib.experiments import qlora_memory
+from course_lib.experiments.lora import SERVED_ROUNDS, SERVED_TOKENS, forward_seconds
+from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
+from course_lib.experiments.tuning import tuned as of_best_rate
+from course_lib.methods import METHODS
+from course_lib.methods.prompts import start_from_text
+from course_lib.runs import Run, RunLog, select
+from course_lib.session import best_device
+from course_lib.tasks import table_to_text
+
+import numpy as np
+
+TASK = "table_to_text"
+TRAIN, EPOCHS, LONGER = 1000, 2, 8
+# As many optimizer steps from a tenth of the tables.
+FEW, FEW_EPOCHS = 100, 20
+MAX_LENGTH = 192
+LENGTHS = (1, 5, 10, 20, 50)
+LENGTH = 10
+SHOTS = (0, 1, 2, 4, 8)
+# What a prefix from real words starts as: the task in words, as often as it takes to fill the prefix.
+WORDS = (
+    "This is what the table says about the place, told in whole sentences, with every name and number as it stands. "
+)
+# The rank whose LoRA (on queries and values) has as many parameters as a prefix of that length, or the next below.
+LORA_RANKS = {5: 1, 10: 2, 20: 5, 50: 14}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with its hyper-parameters, the rate at which its tuning starts, and what may be unusual: whether its
+    vectors start from WORDS, how many tables it gets, and how often."""
+
+    title: str
+    method: str
+    start: float
+    hparams: dict = field(default_factory=dict)
+    words: bool = False
+    tables: int = TRAIN
+    epochs: int = EPOCHS
+
+
+def _virtual(length: int, **more) -> dict:
+    return {"num_virtual_tokens": length} | more
+
+
+def _rank(r: int) -> dict:
+    return {"r": r, "lora_alpha": 2 * r, "target_modules": ["q_proj", "v_proj"]}
+
+
+FULL = {"full": Setting("Full fine-tuning", "full", 1e-3)}
+BY_LENGTH = (
+    {f"prefix, m={m}": Setting(f"Prefix, m = {m}", "prefix_tuning", 3e-2, _virtual(m)) for m in LENGTHS}
+    | {f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 3e-2, _virtual(m)) for m in LENGTHS}
+    | {f"p-tuning, m={m}": Setting(f"P-tuning, m = {m}", "p_tuning", 3e-3, _virtual(m)) for m in LENGTHS}
+    | {f"lora, as m={m}": Setting(f"LoRA, r = {r}", "lora", 1e-2, _rank(r)) for m, r in LORA_RANKS.items()}
+)
+_PROJECTED = _virtual(LENGTH, prefix_projection=True, encoder_hidden_size=512)
+STARTS = {
+    "prefix, words": Setting("Prefix from words", "prefix_tuning", 3e-2, _virtual(LENGTH), words=True),
+    "prefix, projected": Setting("Prefix, projected", "prefix_tuning", 3e-3, _PROJECTED),
+    "prompt, words": Setting("Prompt from words", "prompt_tuning", 3e-2, _virtual(LENGTH), words=True),
+}
+# Entries of the two tables above, with other data or more time.
+_CHANGED = (
+    "full",
+    f"lora, as m={LENGTH}",
+    f"prefix, m={LENGTH}",
+    "prefix, words",
+    f"prompt, m={LENGTH}",
+    "prompt, words",
+)
+
+
+def _changed(name: str, **changes) -> Setting:
+    known = FULL | BY_LENGTH | STARTS
+    return Setting(**{**vars(known[name]), **changes})
+
+
+FEW_TABLES = {f"{name}, few": _changed(name, tables=FEW, epochs=FEW_EPOCHS) for name in _CHANGED}
+LONG = {f"{name}, long": _changed(name, epochs=LONGER) for name in _CHANGED[:4]}
+SETTINGS = FULL | BY_LENGTH | STARTS | FEW_TABLES | LONG
+
+
+def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
+    """What a run is asked for, its hyper-parameters included."""
+    chosen = SETTINGS[setting]
+    return {
+        "task": TASK, "setting": setting, "method": chosen.method, "hparams": chosen.hparams, "words": chosen.words,
+        "tables": chosen.tables, "epochs": chosen.epochs, "learning_rate": learning_rate, "seed": seed,
+    }  # fmt: skip
+
+
+def train(spec: dict, folder: Path | None = None) -> Run:
+    """The run that `spec` (see `make_spec`) asks for; its `extra`: see `judged`. folder: see `training.fit`."""
+    task = tasks.load(spec["task"])
+    task = task.smaller(train=spec["tables"], seed=spec["seed"] if spec["tables"] < TRAIN else 0)
+    model, tokenizer = models.lm()
+    model.to(best_device())
+    hparams = spec["hparams"]
+    if spec["words"]:
+        model.lm = METHODS[spec["method"]].apply(model.lm, **hparams)
+        start_from_text(model.lm, tokenizer, WORDS)
+    run = training.fit(
+        model, tokenizer, task, spec["method"], folder=folder, hparams=hparams, epochs=spec["epochs"],
+        learning_rate=spec["learning_rate"], seed=spec["seed"], max_length=MAX_LENGTH,
+    )  # fmt: skip
+    return judged(run, spec)
+
+
+def judged(run: Run, spec: dict) -> Run:
+    """The Run with what its texts are worth instead of the texts.
+
+    Its `extra` gets errors (slot errors of each test text), bleu, and written (the first three texts).
+    """
+    split = tasks.load(spec["task"]).test
+    run.extra |= {
+        "errors": [table_to_text.errors(*pair) for pair in zip(split.info["table"], run.predictions, strict=True)],
+        "bleu": table_to_text.bleu(run.predictions, split),
+        "written": run.predictions[:3],
+    }
+    run.spec, run.predictions, run.labels = spec, [], []
+    return run
+
+
+def prompt_with_shots(task, shots: int, seed: int) -> list[str]:
+    """Test prompts behind some tables with their texts, other ones for each seed."""
+    shown = task.train.take(shots, seed) if shots else task.train.rows([])
+    head = "".join(f"{table}{text}\n\n" for table, text in zip(shown.texts, shown.labels, strict=True))
+    return [head + prompt for prompt in task.test.texts]
+
+
+def show(spec: dict, folder: Path | None = None) -> Run:
+    """What the model writes untuned, with spec["shots"] examples in its context. folder: not used."""
+    task = tasks.load(spec["task"])
+    model, tokenizer = models.lm()
+    model.to(best_device())
+    written = models.write(model, tokenizer, prompt_with_shots(task, spec["shots"], spec["seed"]))
+    # Shown examples, it would go on with another one.
+    written = [text.split("\n")[0] for text in written]
+    none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
+    run = Run(spec=spec, peak_bytes=None, precision="fp32", predictions=written, **none)
+    run.accuracy = task.metric(written, task.test)
+    return judged(run, spec)
+
+
+def best_rate(log: RunLog, setting: str) -> float:
+    """The learning rate of the setting, climbing from its start."""
+    return climb(RATES, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
+
+
+def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
+    """Every setting: its rate tuned, then every seed."""
+    for setting in settings:
+        rate = best_rate(log, setting)
+        for seed in SEEDS:
+            log.run(make_spec(setting, rate, seed), train)
+
+
+def prompting(log: RunLog) -> None:
+    """The untuned model, shown no example or a few."""
+    for shots in SHOTS:
+        for seed in SEEDS if shots else SEEDS[:1]:
+            log.run({"task": TASK, "shots": shots, "seed": seed}, show)
+
+
+def serve(log: RunLog) -> None:
+    """Time the model's forms on one short text, on an otherwise idle machine."""
+
+    def measure(spec: dict, folder: Path | None = None) -> Run:
+        seconds = forward_seconds(served(), spec["rounds"])
+        total = sum(map(sum, seconds.values()))
+        return Run(
+            spec=spec, losses=[], trainable=0, seconds=total, predicted_bytes={}, peak_bytes=None, precision="fp32",
+            tokens_per_second=SERVED_TOKENS * sum(map(len, seconds.values())) / total, extra={"seconds": seconds},
+        )  # fmt: skip
+
+    log.run({"serving": SERVED_TOKENS, "rounds": SERVED_ROUNDS}, measure)
+
+
+def served() -> dict:
+    """The language model in the forms in which it can be served."""
+    forms = {"base model": ("full", {}), "LoRA, unmerged": ("lora", _rank(2))}
+    forms |= {f"prefix, m={m}": ("prefix_tuning", _virtual(m)) for m in (LENGTH, 10 * LENGTH)}
+    forms |= {f"prompt, m={m}": ("prompt_tuning", _virtual(m)) for m in (LENGTH, 10 * LENGTH)}
+    return {
+        what: METHODS[method].apply(models.lm()[0].lm, **hparams).to(best_device()).eval()
+        for what, (method, hparams) in forms.items()
+    }
+
+
+def large(log: RunLog) -> None:
+    """Memory and speed of a training step at 1 and 8 billion parameters: prefixes and prompts beside LoRA. Prefixes do
+    not go with checkpointing, so nothing has it."""
+    if best_device() != "cuda":
+        print("prefix_tuning: the large shapes are skipped, they need a CUDA GPU")
+        return
+    ways = [("prefix_tuning", _virtual(20)), ("prefix_tuning", _virtual(200)), ("prompt_tuning", _virtual(20))]
+    ways += [("lora", _rank(r)) for r in (2, 16)]
+    for shape, (method, hparams) in product(("1B", "8B"), ways):
+        spec = {
+            "shape": shape, "method": method, "hparams": hparams, "checkpointing": False, "batch_size": 4,
+            "seq_len": 512,
+        }  # fmt: skip
+        log.run(spec, qlora_memory.measure)
+
+
+def study(log: RunLog) -> None:
+    """The whole study; what is in the log already is not run again."""
+    large(log)
+    prompting(log)
+    compare(log)
+    serve(log)
+
+
+def at_rates(runs: list[Run], setting: str) -> dict[float, Run]:
+    """Learning rate → the recorded run with seed 0, for every rate that the setting tried."""
+    return tried(select(runs, setting=setting))
+
+
+def tuned(runs: list[Run], setting: str) -> list[Run]:
+    """The recorded runs of a setting at its tuned rate, one a seed, in order; empty where a seed is missing."""
+    return of_best_rate(select(runs, setting=setting))
+
+
+def shown(runs: list[Run], shots: int) -> list[Run]:
+    """The recorded runs of the untuned model with so many examples, in the order of seeds."""
+    return sorted(select(runs, shots=shots), key=lambda run: run.spec["seed"])
+
+
+def slot_error_rates(runs: Iterable[Run], kind: str | None = None) -> np.ndarray:
+    """Slot error rate of each run on the test split, or on one kind of its tables."""
+    split = tasks.load(TASK).test
+    rows = [i for i, found in enumerate(split.info["kind"]) if kind in (None, found)]
+    slots = sum(len(split.info["table"][i]) for i in rows)
+    return np.array([sum(run.extra["errors"][i] for i in rows) / slots for run in runs])

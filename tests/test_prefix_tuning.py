@@ -1,0 +1,133 @@
+"""Vectors that steer a language model start where they should, and their study compares what is equal."""
+
+from course_lib import models
+from course_lib.experiments import prefix_tuning as study
+from course_lib.experiments.tuning import RATES
+from course_lib.methods import METHODS
+from course_lib.methods.prompts import start_from_text
+from course_lib.models import LanguageModel
+from course_lib.runs import RunLog
+
+import pytest
+import torch
+from tiny import tiny
+from transformers import AutoTokenizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "best_device", lambda: "cpu")
+        patch.setattr(study.training, "best_device", lambda: "cpu")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(models.LM_FOLDER)
+
+
+def small(tokenizer):
+    return tiny("llama-3.2-1b", vocab_size=len(tokenizer), max_position_embeddings=1024)
+
+
+@pytest.fixture
+def small_lm(monkeypatch, tokenizer):
+    monkeypatch.setattr(models, "lm", lambda: (LanguageModel(small(tokenizer)), tokenizer))
+
+
+def ids(tokenizer, text):
+    return torch.tensor([tokenizer(text)["input_ids"]])
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning"])
+def test_vectors_that_start_from_a_text_say_what_the_text_says(method, tokenizer):
+    """Nothing tells the model whether a text was read, or its keys and values were put in place."""
+    text, asked = "The bakery in Northgate opens at 7:30.", ids(tokenizer, "It closes")
+    length = ids(tokenizer, text).shape[1]
+    base = small(tokenizer).eval()
+    wanted = base(torch.cat([ids(tokenizer, text), asked], dim=1)).logits[:, -asked.shape[1] :]
+    steered = METHODS[method].apply(base, num_virtual_tokens=length).eval()
+    start_from_text(steered, tokenizer, text)
+    got = steered(input_ids=asked).logits[:, -asked.shape[1] :]
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    assert all(p.requires_grad for p in steered.prompt_encoder.parameters())
+
+
+def test_a_short_text_is_repeated(tokenizer):
+    steered = METHODS["prompt_tuning"].apply(small(tokenizer), num_virtual_tokens=7)
+    start_from_text(steered, tokenizer, "The inn")
+    vectors = steered.prompt_encoder["default"].embedding.weight
+    again = ids(tokenizer, "The inn").shape[1]
+    assert torch.equal(vectors[0], vectors[again]) and not torch.equal(vectors[0], vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "hparams", "text", "said"),
+    [
+        ("lora", {}, "x", "Only prefixes"), ("p_tuning", {}, "x", "Only prefixes"),
+        ("prefix_tuning", {"prefix_projection": True}, "x", "Only prefixes"), ("prefix_tuning", {}, "", "no tokens"),
+    ],
+)  # fmt: skip
+def test_what_cannot_start_from_a_text(method, hparams, text, said, tokenizer):
+    steered = METHODS[method].apply(small(tokenizer), **hparams)
+    with pytest.raises(ValueError, match=said):
+        start_from_text(steered, tokenizer, text)
+
+
+@pytest.mark.parametrize("name", study.SETTINGS)
+def test_settings_can_be_counted(name):
+    setting = study.SETTINGS[name]
+    assert METHODS[setting.method].count(models.config(models.LM_FOLDER), **setting.hparams) > 0
+    assert setting.start in RATES
+
+
+@pytest.mark.parametrize(("length", "rank"), study.LORA_RANKS.items())
+def test_lora_has_as_many_parameters_as_the_prefix_or_just_fewer(length, rank):
+    config = models.config(models.LM_FOLDER)
+    budget = METHODS["prefix_tuning"].count(config, num_virtual_tokens=length)
+    few, more = (METHODS["lora"].count(config, **study._rank(r)) for r in (rank, rank + 1))
+    assert few <= budget < more
+
+
+def test_runs_say_what_their_texts_are_worth(small_lm, monkeypatch):
+    monkeypatch.setattr(study, "TRAIN", 16)
+    monkeypatch.setattr(
+        study, "SETTINGS", {"few": study.Setting("few", "prefix_tuning", 1e-2, study._virtual(2), tables=16, epochs=1)}
+    )
+    log = RunLog()
+    run = log.run(study.make_spec("few", 1e-2), study.train)
+    test = study.tasks.load(study.TASK).test
+    assert len(run.extra["errors"]) == len(test) and len(run.extra["written"]) == 3 and not run.predictions
+    whole = study.slot_error_rates([run])[0]
+    assert whole == pytest.approx(1 - run.accuracy)
+    parts = [study.slot_error_rates([run], kind)[0] for kind in ("new places", "new combinations")]
+    assert min(parts) <= whole <= max(parts) and run.extra["bleu"] >= 0
+    assert study.tuned(list(log.runs.values()), "few") == []
+
+
+def test_examples_in_the_context(small_lm):
+    task = study.tasks.load(study.TASK)
+    none, two = (study.prompt_with_shots(task, shots, seed=1) for shots in (0, 2))
+    assert none == list(task.test.texts)
+    assert all(long.endswith(short) and long.count("name[") == 3 for long, short in zip(two, none, strict=True))
+    assert two != study.prompt_with_shots(task, 2, seed=2)
+
+
+def test_longest_context_leaves_room_for_the_answer(tokenizer):
+    task = study.tasks.load(study.TASK)
+    room = models.config(models.LM_FOLDER).max_position_embeddings
+    for seed in study.SEEDS:
+        longest = max(
+            len(tokenizer(prompt)["input_ids"]) for prompt in study.prompt_with_shots(task, max(study.SHOTS), seed)
+        )
+        assert longest + 120 <= room
+
+
+def test_large_shapes_need_a_gpu(capsys):
+    log = RunLog()
+    study.large(log)
+    assert not log.runs and "need a CUDA GPU" in capsys.readouterr().out
