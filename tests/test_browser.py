@@ -1,5 +1,9 @@
-"""In a real browser: every lesson runs from top to bottom in JupyterLab, and every slider moves its figure."""
+"""In a real browser: every slider of every lesson moves its figure in JupyterLab.
 
+Of a lesson's code only what its Explorers need is run: nbval runs the whole.
+"""
+
+import ast
 import hashlib
 import importlib.util
 import json
@@ -63,6 +67,30 @@ Explorer(
         new_code_cell("print('the end')"),
     ]
     return new_notebook(cells=cells, metadata={"kernelspec": {"display_name": "Python 3", "name": "python3"}})
+
+
+def names(source: str) -> tuple[set[str], set[str]]:
+    """(names that a cell uses, names that it defines), in whatever scope: rather too many than too few."""
+    used, defined = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).split(".")[0])
+    return used, defined
+
+
+def for_explorers(notebook: nbformat.NotebookNode) -> set[str]:
+    """The ids of the code cells with Explorers, and of those that define what they need."""
+    kept, needed = set(), set()
+    for cell in reversed([cell for cell in notebook.cells if cell.cell_type == "code"]):
+        used, defined = names(cell.source)
+        if "Explorer(" in cell.source or defined & needed:
+            kept.add(cell.id)
+            needed |= used
+    return kept
 
 
 # The server and the browser: whatever is started here is stopped here.
@@ -144,6 +172,8 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     for file in LESSONS:
         notebook = nbformat.read(file, as_version=4)
+        needed = for_explorers(notebook)
+        notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.id in needed]
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
@@ -307,12 +337,19 @@ def run_and_move(page, url: str, name: str) -> list[int]:
 # The tests.
 
 
+def test_cells_that_explorers_need():
+    sources = ["import a", "x = 1", "y = 2", "def f():\n    return x + a.b", "print(y)", "Explorer(f)", "z = f()"]
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    kept = for_explorers(notebook)
+    assert [cell.source for cell in notebook.cells if cell.id in kept] == [sources[i] for i in (0, 1, 3, 5)]
+
+
 def test_stand_in_runs_and_its_sliders_move(page, server):
     assert run_and_move(page, server.url, STAND_IN) == [2, 2]
 
 
 @pytest.mark.parametrize("file", LESSONS, ids=lambda file: file.stem)
-def test_lesson_runs_and_its_sliders_move(page, server, file):
+def test_sliders_of_the_lesson_move(page, server, file):
     moved = run_and_move(page, server.url, file.name)
     sources = [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
     assert len(moved) >= sum("Explorer(" in source for source in sources)
