@@ -314,6 +314,26 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, alt: str
     return _picture(4.8, 4.2, alt, {"matrix": matrix.tolist()}, draw)
 
 
+def heatmap(
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], x: str, title: str, alt: str
+) -> Picture:
+    """Shares in 0..1, a cell each, with its per cent written in it."""
+
+    def draw(axes):
+        axes.imshow(values, cmap="Blues", vmin=0, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            dark = value > values.max() / 2
+            axes.text(column, row, f"{100 * value:.0f}%", ha="center", va="center", color="white" if dark else "black")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(visible=False)
+        axes.set(xlabel=x, title=title)
+
+    return _picture(
+        1.6 + 0.7 * len(columns), 1.4 + 0.45 * len(rows), alt, {"values": np.asarray(values).tolist()}, draw
+    )
+
+
 def ranked(
     scores: Mapping[str, Sequence[float]],
     groups: Mapping[str, str],

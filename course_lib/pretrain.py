@@ -91,19 +91,23 @@ def make_model(tokenizer, seed: int = 0) -> LlamaForCausalLM:
 def rows(tokenizer, recipe: Recipe, step: int = 0, text: int = 0) -> Iterator[tuple[np.ndarray, int]]:
     """Batches (rows, length) of token ids from `step` and text number `text` on, and the number of the next text.
 
-    Texts stand one behind the other, an end token after each; what is left of the last text of a batch is dropped.
+    Texts stand one behind the other, an end token after each. Every row begins with a new one, and what is left of its
+    last is dropped: a form whose copy stands in another row would teach nothing about copying.
     """
     for at in range(step, recipe.steps):
         first, last = recipe.known
-        known, need, ids = first + (last - first) * at / recipe.steps, recipe.rows * recipe.length, []
-        while len(ids) < need:
-            # Many short texts are encoded at once: that is much faster.
-            chunk = [town.document(recipe.seed, text + i, known=known) for i in range(64)]
-            for encoded in tokenizer(chunk)["input_ids"]:
-                if len(ids) < need:
-                    ids += [*encoded, tokenizer.eos_token_id]
-                    text += 1
-        yield np.array(ids[:need]).reshape(recipe.rows, recipe.length), text
+        known, batch, waiting = first + (last - first) * at / recipe.steps, [], []
+        for _ in range(recipe.rows):
+            row: list[int] = []
+            while len(row) < recipe.length:
+                if not waiting:
+                    # Many short texts are encoded at once: that is much faster.
+                    chunk = [town.document(recipe.seed, text + i, known=known) for i in range(32)]
+                    waiting = tokenizer(chunk)["input_ids"]
+                row += [*waiting.pop(0), tokenizer.eos_token_id]
+                text += 1
+            batch.append(row[: recipe.length])
+        yield np.array(batch), text
 
 
 def rate(recipe: Recipe, step: int) -> float:

@@ -63,6 +63,10 @@ PICTURES = {
             "head": {"cost": 1e3, "scores": [0.7, 0.74], "front": True},
         },
     ),
+    "heatmap": (
+        lambda: plots.heatmap(MATRIX / MATRIX.max(), rows=["a", "b", "c"], columns=["1", "2", "3"], x="head", **TEXT),
+        {"values": (MATRIX / MATRIX.max()).tolist()},
+    ),
     "confusion": (
         lambda: plots.confusion(MATRIX, ["negative", "mixed", "positive"], **TEXT),
         {"matrix": [[5, 1, 0], [2, 4, 1], [0, 0, 6]]},

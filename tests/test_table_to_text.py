@@ -3,7 +3,7 @@
 from itertools import combinations
 
 from course_lib import tasks, town
-from course_lib.tasks import Pairs
+from course_lib.tasks import Pairs, text_to_table
 from course_lib.tasks import table_to_text as task_of
 
 import pytest
@@ -156,3 +156,21 @@ def test_a_smaller_task_keeps_tables_and_texts_together(task):
 def test_as_dataset(task):
     rows = task.smaller(test=3).test.as_dataset()
     assert {"prompt", "completion", "table"} <= set(rows.column_names) and len(rows) == 3
+
+
+def test_text_to_table_is_the_task_turned_around(task):
+    back = tasks.load("text_to_table")
+    for name, split in splits(back).items():
+        there = getattr(task, name)
+        assert [text.strip() for text in split.texts] == list(there.labels)
+        assert [task_of.prompt(table).strip() for table in split.info["table"]] == list(split.labels)
+        assert all(
+            text_to_table.read(label) == set(t) for label, t in zip(split.labels, split.info["table"], strict=True)
+        )
+    assert back.metric(back.test.labels, back.test) == 1 and back.baseline() == 0
+
+
+def test_f1_by_hand():
+    split = Pairs(("a\n",), ("x[1], y[2]",), {"table": ((("x", "1"), ("y", "2")),)})
+    said = {"x[1], y[2]": 1.0, "x[1]": 2 / 3, "x[1], y[3]": 0.5, "x[1], y[2], z[3]": 0.8, "nothing": 0.0}
+    assert {text: text_to_table.slot_f1([text], split) for text in said} == pytest.approx(said)

@@ -9,7 +9,7 @@ from course_lib.errors import unknown
 
 import numpy as np
 
-TASKS = ("reviews", "docs_topic", "table_to_text")
+TASKS = ("reviews", "docs_topic", "table_to_text", "text_to_table")
 
 
 @dataclass(frozen=True)
