@@ -1,0 +1,108 @@
+"""Checks for lesson 05: counts of prefixes, attention with a prefix, labels behind a soft prompt."""
+
+from collections.abc import Callable, Sequence
+
+from course_lib.check import exercise, expect
+
+import torch
+
+
+@exercise("Exercise 1")
+def prefix_numbers(answer: Callable[[int, int, int, int, int], int]) -> None:
+    """answer(blocks, heads, kv_heads, head_dim, m) → numbers in a prefix."""
+    got = answer(6, 8, 4, 32, 10)
+    hint = "In each block m keys and m values for each head that has keys."
+    expect(got != 6 * 4 * 32 * 10, "That is the keys alone.", "Values are trained too.")
+    expect(got != 2 * 6 * 8 * 32 * 10, "That is a key for each query head.", "Several queries share one key here.")
+    expect(got != 2 * 4 * 32 * 10, "That is one block.", "Every block has a prefix of its own.")
+    expect(got != 10 * 8 * 32, "That is a soft prompt.", hint)
+    expect(got == 2 * 6 * 4 * 32 * 10, f"6 blocks, 4 heads of keys, 32 wide, m = 10: not {got}.", hint)
+    expect(answer(12, 12, 12, 64, 0) == 0, "A prefix of no tokens has no numbers.", hint)
+    expect(answer(32, 32, 8, 128, 20) == 2 * 32 * 8 * 128 * 20, "Another model gives another number.", hint)
+
+
+@exercise("Exercise 2")
+def cache_bytes(answer: Callable[[int, int, int, int, int, int], int]) -> None:
+    """answer(sequences, tokens, tasks, m, numbers, bytes_each) → bytes of cache and prefixes."""
+    got = answer(64, 1000, 3, 20, 100, 2)
+    hint = "The cache has a place for every token of every sequence; a prefix stands there once for each task."
+    expect(got != 64 * 1000 * 100 * 2, "The prefixes are missing.", hint)
+    expect(got != 3 * 20 * 100 * 2, "The cache of the texts is missing.", hint)
+    expect(got != 64 * 1020 * 100 * 2, "You give each sequence a prefix of its own.", "They share it: one a task.")
+    expect(got != (64 * 1000 + 60) * 100, "Those are numbers, not bytes.", "A number takes bytes_each bytes.")
+    expect(got != (64 * 1000 + 20) * 100 * 2, "You count one task.", "Each task has its own prefix.")
+    expect(got == (64 * 1000 + 60) * 100 * 2, f"Expected another number than {got}.", hint)
+    expect(answer(5, 7, 0, 11, 3, 4) == 5 * 7 * 12, "Without tasks there are no prefixes.", hint)
+
+
+@exercise("Exercise 3")
+def attend(answer: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """answer(q, K, V, P_K, P_V) → (output (d,), share of attention on the prefix)."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, pk, pv = (torch.randn(*shape, generator=draw) for shape in ((4,), (5, 4), (5, 4), (3, 4), (3, 4)))
+    got = answer(q, k, v, pk, pv)
+    expect(isinstance(got, tuple) and len(got) == 2, "Two things are asked for.", "return output, share")
+    output, share = torch.as_tensor(got[0]), torch.as_tensor(got[1])
+    expect(output.shape == (4,), f"The output has shape {tuple(output.shape)}, not (4,).", "weights @ values")
+    expect(share.ndim == 0, "The share is one number.", "Sum the weights that fall on the prefix.")
+
+    def wanted(scale: float, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return (keys @ q * scale).softmax(0) @ values
+
+    keys, values = torch.cat([pk, k]), torch.cat([pv, v])
+    mistakes = {
+        "The scores are not divided by √d.": wanted(1, keys, values),
+        "The scores are divided by d, not by its root.": wanted(1 / 4, keys, values),
+        "The prefix is missing.": wanted(0.5, k, v),
+        "You take the softmax of text and prefix apart.": wanted(0.5, k, v) + wanted(0.5, pk, pv),
+    }
+    hint = "One softmax over all keys, the prefix's and the text's, of q·k / √d; then the weighted sum of all values."
+    for mistake, value in mistakes.items():
+        expect(not torch.allclose(output, value, atol=1e-5), mistake, hint)
+    expect(torch.allclose(output, wanted(0.5, keys, values), atol=1e-5), "The output is another.", hint)
+    right = (keys @ q / 2).softmax(0)[:3].sum()
+    expect(
+        not torch.allclose(share, 1 - right, atol=1e-5),
+        "That is the share of the text.",
+        "The prefix's keys stand first.",
+    )
+    expect(torch.allclose(share, right, atol=1e-5), f"The share is not {share:.3f}.", "Sum the prefix's weights.")
+
+
+@exercise("Exercise 4")
+def labels_for(answer: Callable[[Sequence[int], Sequence[int], int, int], Sequence[int]]) -> None:
+    """answer(prompt_ids, text_ids, m, end) → labels of [soft prompt; prompt; text; end]."""
+    prompt, text = [11, 12], [21, 22, 23]
+    got = list(answer(prompt, text, 4, 9))
+    hint = "m + prompt positions of -100, then the text's own ids, then the end token."
+    mistakes = {
+        "The positions of the soft prompt are missing.": [-100] * 2 + [21, 22, 23, 9],
+        "The prompt is trained too.": [-100] * 4 + [11, 12, 21, 22, 23, 9],
+        "The end token is missing: the model would never learn to stop.": [-100] * 6 + [21, 22, 23],
+        "The end token is not trained: the model would never learn to stop.": [-100] * 6 + [21, 22, 23, -100],
+        "You shifted the labels; the model does that itself.": [-100] * 5 + [21, 22, 23, 9, -100],
+        "0 is a token: it would be trained.": [0] * 6 + [21, 22, 23, 9],
+    }
+    for mistake, value in mistakes.items():
+        expect(got != value, mistake, hint)
+    expect(len(got) == 10, f"There are {len(got)} labels for 4 + 2 + 3 + 1 positions.", hint)
+    expect(got == [-100] * 6 + [21, 22, 23, 9], f"Not {got}.", hint)
+    expect(list(answer([], [5], 0, 2)) == [5, 2], "Without soft prompt and prompt, all is trained.", hint)
+
+
+@exercise("Exercise 5")
+def nearest_tokens(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    """answer(P (m, d), E (vocabulary, d)) → for each row of P the index of the row of E at the smallest angle."""
+    e = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 2.0], [-1.0, -1.0]])
+    p = torch.tensor([[3.0, 0.1], [0.1, 9.0], [0.2, 0.2], [-9.0, -8.0]])
+    before = p.clone(), e.clone()
+    got = torch.as_tensor(answer(p, e))
+    expect(
+        torch.equal(p, before[0]) and torch.equal(e, before[1]), "Your function changes P or E.", "Make new tensors."
+    )
+    expect(got.shape == (4,), f"The result has shape {tuple(got.shape)}, not (4,): one index a row of P.", "argmax(1)")
+    hint = "Divide each row by its length, then multiply; the largest of each row."
+    dots, distances = (p @ e.T).argmax(1), torch.cdist(p, e).argmin(1)
+    expect(not torch.equal(got, dots), "You take dot products: long rows of E win.", hint)
+    expect(not torch.equal(got, distances), "You take distances: the length of P's rows matters then.", hint)
+    expect(torch.equal(got, torch.tensor([0, 2, 1, 3])), f"Expected other tokens than {got.tolist()}.", hint)
