@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("pretrain", help="train the course's language model from scratch")
     one.add_argument("--out", default=CACHE / "town-lm", metavar="DIR", help="where model and checkpoints go")
-    one.add_argument("--tokens", type=int, default=70_000_000, metavar="N", help="tokens to train on")
+    one.add_argument("--tokens", type=int, default=64_000_000, metavar="N", help="tokens to train on")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the texts")
     one.set_defaults(run=pretrain)
 

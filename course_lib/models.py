@@ -194,17 +194,26 @@ LM_FOLDER = DATA / "models" / "town-lm"
 LM_HUB = ("HuggingFaceTB/SmolLM2-135M", "93efa2f097d58c2a74874c7e644dbc9b0cee75a2")
 
 
+def lm_folder() -> Path:
+    """The folder with the language model's files: the repository's, or with COURSE_MODELS=hub the hub's.
+
+    Raises CourseError if it is missing or the hub cannot be reached.
+    """
+    folder = _hub_folder(*LM_HUB) if _source() == "hub" else LM_FOLDER
+    if not (folder / "model.safetensors").is_file():
+        raise CourseError(
+            "The language model is missing. It is part of the repository: `git checkout data/models/town-lm`."
+        )
+    return folder
+
+
 def lm(**overrides) -> tuple[LanguageModel, object]:
     """The course's language model, town-lm (its model card: data/models/town-lm/README.md), and its tokenizer.
 
     `overrides` go to the config (e.g. attn_implementation="eager"). COURSE_MODELS=hub gives SmolLM2-135M instead.
     """
     quiet()
-    folder = _hub_folder(*LM_HUB) if _source() == "hub" else LM_FOLDER
-    if not (folder / "model.safetensors").is_file():
-        raise CourseError(
-            "The language model is missing. It is part of the repository: `git checkout data/models/town-lm`."
-        )
+    folder = lm_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **overrides)
     if tokenizer.pad_token is None:

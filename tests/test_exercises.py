@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04
+from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05
 from course_lib.experiments import peft_taxonomy
 
 import numpy as np
@@ -103,6 +103,19 @@ def levels_of(bits):
     return levels / levels.max()
 
 
+def equal_rank(m, blocks, d_kv, shapes):
+    return int(2 * d_kv * m // sum(map(sum, shapes)))
+
+
+def look(q, k, v, pk, pv):
+    weights = (torch.cat([pk, k]) @ q / math.sqrt(len(q))).softmax(0)
+    return weights @ torch.cat([pv, v]), weights[: len(pk)].sum()
+
+
+def angles(p, e):
+    return torch.nn.functional.normalize(p, dim=1) @ torch.nn.functional.normalize(e, dim=1).T
+
+
 RIGHT = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(ceil_div(n, b), a)),
     (
@@ -130,6 +143,11 @@ RIGHT = [
     (lesson_04.peak, lambda events: max(itertools.accumulate((size for _, size in events), initial=0))),
     (lesson_04.largest_batch, bisected),
     (lesson_04.normal_levels, levels_of),
+    (lesson_05.matching_rank, equal_rank),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: (s * t + tasks * m) * numbers * each),
+    (lesson_05.attend, look),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt)) + [*text, end]),
+    (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(1)),
 ]
 WRONG = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),
@@ -243,6 +261,37 @@ WRONG = [
     (lesson_04.normal_levels, lambda bits: -levels_of(bits).flip(0), "are above zero"),
     (lesson_04.normal_levels, lambda bits: torch.cat([torch.arange(-7, 0) / 7, torch.arange(9) / 8]), "not NF4"),
     (lesson_04.normal_levels, lambda bits: levels_of(4), "wrong for 3"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: equal_rank(m / 2, n, d, shapes), "keys and values both"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: equal_rank(m * n, n, d, shapes), "in every block"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: equal_rank(m, n, d, shapes) + 1, "Round down"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: 2 * d * m // (shapes[0][0] * shapes[0][1] // 1000), "not"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: max(1, equal_rank(m, n, d, shapes)), "affords no rank"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: (2 * d * m - 1) // sum(map(sum, shapes)), "Exactly as many"),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: s * t * numbers * each, "prefixes are missing"),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: tasks * m * numbers * each, "cache of the texts"),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: s * (t + m) * numbers * each, "prefix of its own"),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: (s * t + tasks * m) * numbers, "not bytes"),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: (s * t + m) * numbers * each, "count one task"),
+    (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: 7, "another number than 7"),
+    (lesson_05.attend, lambda *all_of: look(*all_of)[0], "Two things"),
+    (lesson_05.attend, lambda q, *rest: look(2 * q, *rest), "not divided by √d"),
+    (lesson_05.attend, lambda q, *rest: look(q / 2, *rest), "divided by d, not"),
+    (
+        lesson_05.attend,
+        lambda q, k, v, pk, pv: (look(q, k, v, pk[:0], pv[:0])[0], torch.tensor(0.0)),
+        "prefix is missing",
+    ),
+    (lesson_05.attend, lambda *all_of: (look(*all_of)[0], 1 - look(*all_of)[1]), "share of the text"),
+    (lesson_05.attend, lambda *all_of: (look(*all_of)[0], torch.tensor(0.5)), "The share is not"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * len(prompt) + [*text, end], "soft prompt are missing"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * m + [*prompt, *text, end], "prompt is trained"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt)) + [*text], "never learn to stop"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [0] * (m + len(prompt)) + [*text, end], "0 is a token"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * 3, "3 labels"),
+    (lesson_05.nearest_tokens, lambda p, e: (p @ e.T).argmax(1), "dot products"),
+    (lesson_05.nearest_tokens, lambda p, e: torch.cdist(p, e).argmin(1), "distances"),
+    (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmin(1), "other tokens"),
+    (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(0)[:3], "one index a row"),
 ]
 
 

@@ -6,7 +6,7 @@ from course_lib.experiments.tuning import RATES
 from course_lib.methods import METHODS
 from course_lib.methods.prompts import start_from_text
 from course_lib.models import LanguageModel
-from course_lib.runs import RunLog
+from course_lib.runs import Run, RunLog
 
 import pytest
 import torch
@@ -131,3 +131,22 @@ def test_large_shapes_need_a_gpu(capsys):
     log = RunLog()
     study.large(log)
     assert not log.runs and "need a CUDA GPU" in capsys.readouterr().out
+
+
+def test_fewer_errors_is_the_difference_of_the_rates():
+    texts = len(study.tasks.load(study.TASK).test)
+
+    def runs(*errors):
+        return [
+            fake_run([error] * (texts // 2) + [0] * (texts - texts // 2), seed) for seed, error in enumerate(errors)
+        ]
+
+    a, b = runs(1, 2, 1), runs(3, 3, 2)
+    found = study.fewer_errors(a, b)
+    assert found.value == pytest.approx(100 * (study.slot_error_rates(b) - study.slot_error_rates(a)).mean())
+    assert found.low < found.value < found.high
+
+
+def fake_run(errors, seed):
+    none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
+    return Run(spec={"seed": seed}, peak_bytes=None, precision="fp32", extra={"errors": errors}, **none)

@@ -48,7 +48,7 @@ def test_batches_go_on_where_they_were(tokenizer):
 
 
 def test_the_rate_rises_and_falls():
-    recipe = pretrain.Recipe(tokens=100 * 32 * 256)
+    recipe = pretrain.Recipe(tokens=100 * 8 * 512)
     rates = [pretrain.rate(recipe, step) for step in range(recipe.steps)]
     assert max(rates) == pytest.approx(recipe.rate, rel=0.01)
     assert rates[0] < rates[1] and rates[-1] == pytest.approx(recipe.rate / 10, rel=0.05)

@@ -1,4 +1,4 @@
-"""Checks for lesson 05: counts of prefixes, attention with a prefix, labels behind a soft prompt."""
+"""Checks for lesson 05: equal budgets, the cache, attention with a prefix, labels behind a soft prompt."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,17 +8,19 @@ import torch
 
 
 @exercise("Exercise 1")
-def prefix_numbers(answer: Callable[[int, int, int, int, int], int]) -> None:
-    """answer(blocks, heads, kv_heads, head_dim, m) → numbers in a prefix."""
-    got = answer(6, 8, 4, 32, 10)
-    hint = "In each block m keys and m values for each head that has keys."
-    expect(got != 6 * 4 * 32 * 10, "That is the keys alone.", "Values are trained too.")
-    expect(got != 2 * 6 * 8 * 32 * 10, "That is a key for each query head.", "Several queries share one key here.")
-    expect(got != 2 * 4 * 32 * 10, "That is one block.", "Every block has a prefix of its own.")
-    expect(got != 10 * 8 * 32, "That is a soft prompt.", hint)
-    expect(got == 2 * 6 * 4 * 32 * 10, f"6 blocks, 4 heads of keys, 32 wide, m = 10: not {got}.", hint)
-    expect(answer(12, 12, 12, 64, 0) == 0, "A prefix of no tokens has no numbers.", hint)
-    expect(answer(32, 32, 8, 128, 20) == 2 * 32 * 8 * 128 * 20, "Another model gives another number.", hint)
+def matching_rank(answer: Callable[[int, int, int, Sequence[tuple[int, int]]], int]) -> None:
+    """answer(m, blocks, d_kv, shapes) → the largest rank whose LoRA trains no more numbers than the prefix."""
+    got = answer(20, 6, 128, [(256, 256), (128, 256)])
+    hint = "The prefix has 2 · m · d_kv numbers a block, LoRA r · (outputs + inputs) for each matrix."
+    expect(got != 2, "That leaves out that keys and values both have a prefix.", hint)
+    expect(got != 34, "LoRA is in every block, too.", "Both are counted over all blocks, or both over one.")
+    expect(got != 6, "A rank is whole, and 6 is too many.", "Round down.")
+    expect(got == 5, f"m = 20, 6 blocks, d_kv = 128: not {got}.", hint)
+    got = answer(10, 32, 1024, [(4096, 4096)])
+    expect(got == 2, f"One square matrix, wide: not {got}.", "Outputs + inputs, not outputs × inputs.")
+    got = answer(3, 1, 8, [(8, 16), (8, 16)])
+    expect(got == 1, f"Exactly as many is no more: not {got}.", "The largest rank with LoRA's numbers ≤ the prefix's.")
+    expect(answer(1, 6, 128, [(256, 256), (128, 256)]) == 0, "One virtual token affords no rank here.", "It may be 0.")
 
 
 @exercise("Exercise 2")

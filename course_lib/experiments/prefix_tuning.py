@@ -6,12 +6,13 @@ validation with seed 0, by climbing one common grid from a declared start, then 
 on the test split.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 from course_lib import models, tasks, training
+from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
 from course_lib.experiments.lora import SERVED_ROUNDS, SERVED_TOKENS, forward_seconds
 from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
@@ -248,3 +249,14 @@ def slot_error_rates(runs: Iterable[Run], kind: str | None = None) -> np.ndarray
     rows = [i for i, found in enumerate(split.info["kind"]) if kind in (None, found)]
     slots = sum(len(split.info["table"][i]) for i in rows)
     return np.array([sum(run.extra["errors"][i] for i in rows) / slots for run in runs])
+
+
+def fewer_errors(a: Sequence[Run], b: Sequence[Run]) -> Interval:
+    """By how many points the slot error rate of the runs `a` lies below that of `b`: a 95% interval, paired by seed and
+    by text."""
+    slots = np.mean([len(table) for table in tasks.load(TASK).test.info["table"]])
+
+    def right(runs: Sequence[Run]) -> list[list[float]]:
+        return [[1 - found / slots for found in run.extra["errors"]] for run in runs]
+
+    return Interval.of_hits(right(a), right(b))
