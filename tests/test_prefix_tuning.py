@@ -2,12 +2,12 @@
 
 from course_lib import models
 from course_lib.experiments import prefix_tuning as study
-from course_lib.experiments.tuning import RATES
 from course_lib.methods import METHODS
 from course_lib.methods.prompts import start_from_text
 from course_lib.models import LanguageModel
 from course_lib.runs import Run, RunLog
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny
@@ -82,21 +82,22 @@ def test_what_cannot_start_from_a_text(method, hparams, text, said, tokenizer):
 def test_settings_can_be_counted(name):
     setting = study.SETTINGS[name]
     assert METHODS[setting.method].count(models.config(models.LM_FOLDER), **setting.hparams) > 0
-    assert setting.start in RATES
+    assert setting.start in study.GRID
 
 
 @pytest.mark.parametrize(("length", "rank"), study.LORA_RANKS.items())
-def test_lora_has_as_many_parameters_as_the_prefix_or_just_fewer(length, rank):
+def test_lora_has_exactly_as_many_parameters_as_the_prefix(length, rank):
     config = models.config(models.LM_FOLDER)
     budget = METHODS["prefix_tuning"].count(config, num_virtual_tokens=length)
-    few, more = (METHODS["lora"].count(config, **study._rank(r)) for r in (rank, rank + 1))
-    assert few <= budget < more
+    assert METHODS["lora"].count(config, **study._rank(rank)) == budget
 
 
 def test_runs_say_what_their_texts_are_worth(small_lm, monkeypatch):
     monkeypatch.setattr(study, "TRAIN", 16)
     monkeypatch.setattr(
-        study, "SETTINGS", {"few": study.Setting("few", "prefix_tuning", 1e-2, study._virtual(2), tables=16, epochs=1)}
+        study,
+        "SETTINGS",
+        {"few": study.Setting("few", "prefix_tuning", 1e-2, study._virtual(2), study.WORDS, tables=16, epochs=1)},
     )
     log = RunLog()
     run = log.run(study.make_spec("few", 1e-2), study.train)
@@ -150,3 +151,18 @@ def test_fewer_errors_is_the_difference_of_the_rates():
 def fake_run(errors, seed):
     none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
     return Run(spec={"seed": seed}, peak_bytes=None, precision="fp32", extra={"errors": errors}, **none)
+
+
+def test_words_are_long_enough_for_the_longest(tokenizer):
+    assert ids(tokenizer, study.WORDS).shape[1] >= max(study.LENGTHS)
+    assert ids(tokenizer, study.OTHER_WORDS).shape[1] >= study.LENGTH
+
+
+def test_speed_of_every_form_is_told(small_lm, monkeypatch):
+    monkeypatch.setattr(study, "SERVED_ROUNDS", 2)
+    monkeypatch.setattr(study, "SERVED_TOKENS", 2)
+    log = RunLog()
+    study.serve(log)
+    (run,) = log.runs.values()
+    assert set(run.extra["seconds"]) == set(study.served())
+    assert all(np.shape(turns) == (2, 2) for turns in run.extra["seconds"].values())

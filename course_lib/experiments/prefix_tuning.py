@@ -7,14 +7,13 @@ on the test split.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
-from course_lib.experiments.lora import SERVED_ROUNDS, SERVED_TOKENS, forward_seconds
 from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.methods import METHODS
@@ -24,33 +23,45 @@ from course_lib.session import best_device
 from course_lib.tasks import table_to_text
 
 import numpy as np
+import torch
+from torch.utils.benchmark import Timer
 
 TASK = "table_to_text"
-TRAIN, EPOCHS, LONGER = 1000, 2, 8
+TRAIN, EPOCHS, LONGER = 1000, 3, 12
 # As many optimizer steps from a tenth of the tables.
-FEW, FEW_EPOCHS = 100, 20
-MAX_LENGTH = 192
-LENGTHS = (1, 5, 10, 20, 50)
-LENGTH = 10
-SHOTS = (0, 1, 2, 4, 8)
-# What a prefix from real words starts as: the task in words, as often as it takes to fill the prefix.
+FEW, FEW_EPOCHS = 100, 30
+# Weight decay pulls towards zero, which means "as before" for LoRA alone.
+STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 192}
+GRID = (*RATES, 3e-1, 1.0)
+LENGTHS = (1, 7, 14, 28, 56)
+LENGTH = 14
+# The rank whose LoRA on queries and values has exactly as many parameters as a prefix of that length.
+LORA_RANKS = {7: 2, 14: 4, 28: 8, 56: 16}
+SHOTS = (0, 1, 2, 4)
+# What vectors start from: the task in words, or words that have nothing to do with it.
 WORDS = (
-    "This is what the table says about the place, told in whole sentences, with every name and number as it stands. "
+    "This is what the table says about the place, told in whole sentences, with every name and every number as it "
+    "stands there. Nothing is left out and nothing is added. First comes what the place is and what it is called, then "
+    "all the rest of the table in any order."
 )
-# The rank whose LoRA (on queries and values) has as many parameters as a prefix of that length, or the next below.
-LORA_RANKS = {5: 1, 10: 2, 20: 5, 50: 14}
+OTHER_WORDS = (
+    "On rainy days the children of the harbour watch the gulls from the window and count the boats that come home, "
+    "until somebody calls them to supper and the lamps are lit."
+)
+# Generated tokens, and repetitions, when speed is measured.
+SERVED_TOKENS, SERVED_ROUNDS = 16, 30
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with its hyper-parameters, the rate at which its tuning starts, and what may be unusual: whether its
-    vectors start from WORDS, how many tables it gets, and how often."""
+    """A method with its hyper-parameters, the rate at which its tuning starts, and what may be unusual: the text that
+    its vectors start from (None: numbers drawn as the library draws them), how many tables it gets, and how often."""
 
     title: str
     method: str
     start: float
     hparams: dict = field(default_factory=dict)
-    words: bool = False
+    words: str | None = None
     tables: int = TRAIN
     epochs: int = EPOCHS
 
@@ -59,42 +70,40 @@ def _virtual(length: int, **more) -> dict:
     return {"num_virtual_tokens": length} | more
 
 
-def _rank(r: int) -> dict:
-    return {"r": r, "lora_alpha": 2 * r, "target_modules": ["q_proj", "v_proj"]}
+def _rank(r: int, targets: Sequence[str] | str = ("q_proj", "v_proj")) -> dict:
+    return {"r": r, "lora_alpha": 2 * r, "target_modules": targets if isinstance(targets, str) else list(targets)}
 
 
 FULL = {"full": Setting("Full fine-tuning", "full", 1e-3)}
+# Prefix and prompt start from the same words: before the first step they are the same model.
 BY_LENGTH = (
-    {f"prefix, m={m}": Setting(f"Prefix, m = {m}", "prefix_tuning", 3e-2, _virtual(m)) for m in LENGTHS}
-    | {f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 3e-2, _virtual(m)) for m in LENGTHS}
+    {f"prefix, m={m}": Setting(f"Prefix, m = {m}", "prefix_tuning", 3e-2, _virtual(m), WORDS) for m in LENGTHS}
+    | {f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 3e-2, _virtual(m), WORDS) for m in LENGTHS}
     | {f"p-tuning, m={m}": Setting(f"P-tuning, m = {m}", "p_tuning", 3e-3, _virtual(m)) for m in LENGTHS}
     | {f"lora, as m={m}": Setting(f"LoRA, r = {r}", "lora", 1e-2, _rank(r)) for m, r in LORA_RANKS.items()}
 )
 _PROJECTED = _virtual(LENGTH, prefix_projection=True, encoder_hidden_size=512)
 STARTS = {
-    "prefix, words": Setting("Prefix from words", "prefix_tuning", 3e-2, _virtual(LENGTH), words=True),
+    "prefix, other words": Setting("Prefix, other words", "prefix_tuning", 3e-2, _virtual(LENGTH), OTHER_WORDS),
+    "prefix, random": Setting("Prefix, random", "prefix_tuning", 3e-2, _virtual(LENGTH)),
     "prefix, projected": Setting("Prefix, projected", "prefix_tuning", 3e-3, _PROJECTED),
-    "prompt, words": Setting("Prompt from words", "prompt_tuning", 3e-2, _virtual(LENGTH), words=True),
+    "prompt, other words": Setting("Prompt, other words", "prompt_tuning", 3e-2, _virtual(LENGTH), OTHER_WORDS),
+    "prompt, random": Setting("Prompt, random", "prompt_tuning", 3e-2, _virtual(LENGTH)),
 }
-# Entries of the two tables above, with other data or more time.
-_CHANGED = (
+# Entries of the tables above, with other data or more time.
+FEW_OF = (
     "full",
     f"lora, as m={LENGTH}",
     f"prefix, m={LENGTH}",
-    "prefix, words",
+    "prefix, random",
     f"prompt, m={LENGTH}",
-    "prompt, words",
+    "prompt, random",
 )
-
-
-def _changed(name: str, **changes) -> Setting:
-    known = FULL | BY_LENGTH | STARTS
-    return Setting(**{**vars(known[name]), **changes})
-
-
-FEW_TABLES = {f"{name}, few": _changed(name, tables=FEW, epochs=FEW_EPOCHS) for name in _CHANGED}
-LONG = {f"{name}, long": _changed(name, epochs=LONGER) for name in _CHANGED[:4]}
-SETTINGS = FULL | BY_LENGTH | STARTS | FEW_TABLES | LONG
+LONG_OF = ("full", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}", f"prompt, m={LENGTH}", f"p-tuning, m={LENGTH}")
+_USUAL = FULL | BY_LENGTH | STARTS
+FEW_TABLES = {f"{name}, few": replace(_USUAL[name], tables=FEW, epochs=FEW_EPOCHS) for name in FEW_OF}
+LONG = {f"{name}, long": replace(_USUAL[name], epochs=LONGER) for name in LONG_OF}
+SETTINGS = _USUAL | FEW_TABLES | LONG
 
 
 def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
@@ -109,16 +118,17 @@ def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
 def train(spec: dict, folder: Path | None = None) -> Run:
     """The run that `spec` (see `make_spec`) asks for; its `extra`: see `judged`. folder: see `training.fit`."""
     task = tasks.load(spec["task"])
-    task = task.smaller(train=spec["tables"], seed=spec["seed"] if spec["tables"] < TRAIN else 0)
+    # A few tables are other ones for each seed: which they are matters.
+    task = task.smaller(train=spec["tables"], seed=spec["seed"] if spec["tables"] == FEW else 0)
     model, tokenizer = models.lm()
     model.to(best_device())
     hparams = spec["hparams"]
-    if spec["words"]:
+    if spec["words"] is not None:
         model.lm = METHODS[spec["method"]].apply(model.lm, **hparams)
-        start_from_text(model.lm, tokenizer, WORDS)
+        start_from_text(model.lm, tokenizer, spec["words"])
     run = training.fit(
         model, tokenizer, task, spec["method"], folder=folder, hparams=hparams, epochs=spec["epochs"],
-        learning_rate=spec["learning_rate"], seed=spec["seed"], max_length=MAX_LENGTH,
+        learning_rate=spec["learning_rate"], seed=spec["seed"], **STEPS,
     )  # fmt: skip
     return judged(run, spec)
 
@@ -150,7 +160,8 @@ def show(spec: dict, folder: Path | None = None) -> Run:
     task = tasks.load(spec["task"])
     model, tokenizer = models.lm()
     model.to(best_device())
-    written = models.write(model, tokenizer, prompt_with_shots(task, spec["shots"], spec["seed"]))
+    prompts = [spec.get("told", "") + prompt for prompt in prompt_with_shots(task, spec["shots"], spec["seed"])]
+    written = models.write(model, tokenizer, prompts)
     # Shown examples, it would go on with another one.
     written = [text.split("\n")[0] for text in written]
     none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
@@ -161,7 +172,7 @@ def show(spec: dict, folder: Path | None = None) -> Run:
 
 def best_rate(log: RunLog, setting: str) -> float:
     """The learning rate of the setting, climbing from its start."""
-    return climb(RATES, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
+    return climb(GRID, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
 
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
@@ -173,29 +184,48 @@ def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
 
 
 def prompting(log: RunLog) -> None:
-    """The untuned model, shown no example or a few."""
+    """The untuned model, shown no example or a few, or told in words what to do."""
     for shots in SHOTS:
         for seed in SEEDS if shots else SEEDS[:1]:
             log.run({"task": TASK, "shots": shots, "seed": seed}, show)
+    log.run({"task": TASK, "told": WORDS, "shots": 0, "seed": 0}, show)
 
 
 def serve(log: RunLog) -> None:
-    """Time the model's forms on one short text, on an otherwise idle machine."""
+    """Time the model's forms while they write after one table, on an otherwise idle machine."""
 
     def measure(spec: dict, folder: Path | None = None) -> Run:
-        seconds = forward_seconds(served(), spec["rounds"])
-        total = sum(map(sum, seconds.values()))
+        prompt = models.lm()[1](tasks.load(TASK).test.texts[0], return_tensors="pt")["input_ids"].to(best_device())
+        forms, seconds = served(), {}
+        timers = {(what, n): _timer(form, prompt, n) for what, form in forms.items() for n in (1, 1 + SERVED_TOKENS)}
+        for _ in range(spec["rounds"]):
+            # The forms take turns, so that a machine that becomes slower does so for all of them.
+            turn = {key: timer.timeit(1).mean for key, timer in timers.items()}
+            for what in forms:
+                first, all_of = turn[what, 1], turn[what, 1 + SERVED_TOKENS]
+                seconds.setdefault(what, []).append([first, (all_of - first) / SERVED_TOKENS])
+        none = {"losses": [], "trainable": 0, "predicted_bytes": {}, "peak_bytes": None}
+        base = float(np.mean([each for _, each in seconds["base model"]]))
         return Run(
-            spec=spec, losses=[], trainable=0, seconds=total, predicted_bytes={}, peak_bytes=None, precision="fp32",
-            tokens_per_second=SERVED_TOKENS * sum(map(len, seconds.values())) / total, extra={"seconds": seconds},
-        )  # fmt: skip
+            spec=spec, seconds=base, tokens_per_second=1 / base, precision="fp32", extra={"seconds": seconds}, **none
+        )
 
     log.run({"serving": SERVED_TOKENS, "rounds": SERVED_ROUNDS}, measure)
 
 
+def _timer(form, prompt, tokens: int) -> Timer:
+    def write():
+        form.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )  # fmt: skip
+
+    return Timer("write()", globals={"write": write}, num_threads=torch.get_num_threads())
+
+
 def served() -> dict:
     """The language model in the forms in which it can be served."""
-    forms = {"base model": ("full", {}), "LoRA, unmerged": ("lora", _rank(2))}
+    forms = {"base model": ("full", {}), "LoRA, unmerged": ("lora", _rank(4))}
     forms |= {f"prefix, m={m}": ("prefix_tuning", _virtual(m)) for m in (LENGTH, 10 * LENGTH)}
     forms |= {f"prompt, m={m}": ("prompt_tuning", _virtual(m)) for m in (LENGTH, 10 * LENGTH)}
     return {
@@ -211,7 +241,7 @@ def large(log: RunLog) -> None:
         print("prefix_tuning: the large shapes are skipped, they need a CUDA GPU")
         return
     ways = [("prefix_tuning", _virtual(20)), ("prefix_tuning", _virtual(200)), ("prompt_tuning", _virtual(20))]
-    ways += [("lora", _rank(r)) for r in (2, 16)]
+    ways += [("lora", _rank(r)) for r in (4, 16)]
     for shape, (method, hparams) in product(("1B", "8B"), ways):
         spec = {
             "shape": shape, "method": method, "hparams": hparams, "checkpointing": False, "batch_size": 4,
@@ -240,7 +270,8 @@ def tuned(runs: list[Run], setting: str) -> list[Run]:
 
 def shown(runs: list[Run], shots: int) -> list[Run]:
     """The recorded runs of the untuned model with so many examples, in the order of seeds."""
-    return sorted(select(runs, shots=shots), key=lambda run: run.spec["seed"])
+    found = [run for run in select(runs, shots=shots) if "told" not in run.spec]
+    return sorted(found, key=lambda run: run.spec["seed"])
 
 
 def slot_error_rates(runs: Iterable[Run], kind: str | None = None) -> np.ndarray:

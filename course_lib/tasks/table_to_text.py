@@ -29,7 +29,7 @@ APART = (
     {"owner", "tram"}, {"hours", "feature"}, {"since", "seats"}, {"near", "closed"}, {"district", "price"},
     {"address", "offer"},
 )  # fmt: skip
-TRAIN, VALIDATION, TEST, REFERENCES = 2000, 100, 100, 6
+TRAIN, VALIDATION, TEST, REFERENCES = 2000, 200, 100, 6
 NEW_PLACES, NEW_COMBINATIONS = "new places", "new combinations"
 
 
