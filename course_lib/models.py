@@ -202,7 +202,8 @@ def lm_folder() -> Path:
     folder = _hub_folder(*LM_HUB) if _source() == "hub" else LM_FOLDER
     if not (folder / "model.safetensors").is_file():
         raise CourseError(
-            "The language model is missing. It is part of the repository: `git checkout data/models/town-lm`."
+            f"{folder} has no model.safetensors. The course's own language model is part of the repository: "
+            "`git checkout data/models/town-lm`, without COURSE_MODELS."
         )
     return folder
 
@@ -225,11 +226,17 @@ def write(model: LanguageModel, tokenizer, prompts, *, max_new_tokens: int = 120
     """What a language model writes after each prompt (a text, or token ids) until its end token, which is left out.
 
     Always the most likely next token (greedy). What is written does not depend on which prompts share a batch; peft's
-    own `generate` lets it, where soft prompts and the filling of a batch meet. Raises ValueError without prompts.
+    own `generate` lets it, where soft prompts and the filling of a batch meet. Raises ValueError without prompts, for
+    an empty one, and for one that leaves no room.
     """
     if not len(prompts):
         raise ValueError("No prompts were given.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more; got {max_new_tokens}.")
     ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    room = model.config.max_position_embeddings - max_new_tokens
+    if not all(0 < len(row) <= room for row in ids):
+        raise ValueError(f"A prompt must have 1 to {room} tokens: {max_new_tokens} more are to be written.")
     training = model.training
     model.eval()
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

@@ -30,9 +30,9 @@ class Run:
     A run that only measures speed has no accuracies, no validation and no predictions.
 
     spec: what was asked (task, method, learning rate, seed, …). losses and validation have one entry an epoch.
-    predictions, labels: of each test row, the label index that was said and the right one. counted_bytes and
-    predicted_bytes: by part, see `course_lib.memory`. peak_bytes: torch's allocated peak, None where there is no
-    CUDA device.
+    predictions, labels: of each test row, the label index that was said and the right one, or the texts.
+    counted_bytes and predicted_bytes: by part, see `course_lib.memory`. peak_bytes: torch's allocated peak, None where
+    there is no CUDA device.
     """
 
     spec: dict
@@ -46,8 +46,8 @@ class Run:
     accuracy: float | None = None
     train_accuracy: float | None = None
     validation: list[float] = field(default_factory=list)
-    predictions: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    predictions: list[int] | list[str] = field(default_factory=list)
+    labels: list[int] | list[str] = field(default_factory=list)
     counted_bytes: dict[str, int] = field(default_factory=dict)
     resumed: bool = False
     kept_last: bool = False

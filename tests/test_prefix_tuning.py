@@ -1,7 +1,8 @@
 """Vectors that steer a language model start where they should, and their study compares what is equal."""
 
-from course_lib import models
+from course_lib import models, pretrain
 from course_lib.experiments import prefix_tuning as study
+from course_lib.experiments import qlora_memory
 from course_lib.methods import METHODS
 from course_lib.methods.prompts import start_from_text
 from course_lib.models import LanguageModel
@@ -119,19 +120,33 @@ def test_examples_in_the_context(small_lm):
 
 
 def test_longest_context_leaves_room_for_the_answer(tokenizer):
+    """Within the lengths that the model has seen."""
     task = study.tasks.load(study.TASK)
-    room = models.config(models.LM_FOLDER).max_position_embeddings
+    longest_text = max(len(tokenizer(text)["input_ids"]) for text in task.test.labels)
+    room = pretrain.Recipe().length
     for seed in study.SEEDS:
         longest = max(
             len(tokenizer(prompt)["input_ids"]) for prompt in study.prompt_with_shots(task, max(study.SHOTS), seed)
         )
-        assert longest + 120 <= room
+        assert longest + longest_text <= room
 
 
-def test_large_shapes_need_a_gpu(capsys):
-    log = RunLog()
-    study.large(log)
-    assert not log.runs and "need a CUDA GPU" in capsys.readouterr().out
+def test_large_shapes_can_be_measured(monkeypatch):
+    """As on a GPU, with a model of two narrow blocks."""
+    config = tiny("llama-3.2-1b", vocab_size=100, max_position_embeddings=512).config
+    monkeypatch.setattr(qlora_memory, "_config", lambda spec: config)
+    monkeypatch.setattr(qlora_memory, "best_device", lambda: "cpu")
+    seen = set()
+    for spec in study.large():
+        small_spec = spec | {"seq_len": 8}
+        run = qlora_memory.measure(small_spec)
+        assert (
+            run.extra["fits"]
+            and run.losses
+            and run.trainable == METHODS[spec["method"]].count(config, **spec["hparams"])
+        )
+        seen.add(qlora_memory.title(spec))
+    assert len(seen) == len(study.large())
 
 
 def test_fewer_errors_is_the_difference_of_the_rates():

@@ -56,7 +56,9 @@ def test_all_texts_say_what_their_tables_say(task):
 
 def test_splits_share_no_place(task):
     def known(split):
-        return {dict(table)[key] for table in split.info["table"] for key in ("name", "near") if key in dict(table)}
+        return {
+            dict(table)[key] for table in split.info["table"] for key in ("name", "near", "owner") if key in dict(table)
+        }
 
     for one, other in combinations(splits(task).values(), 2):
         assert not known(one) & known(other)
@@ -99,6 +101,13 @@ def test_an_invented_value_is_an_error(number, data):
 
 
 @given(ROWS, st.data())
+def test_a_value_said_again_is_an_error_but_for_name_and_kind(number, data):
+    table, text = row(number)
+    key, value = data.draw(st.sampled_from(table))
+    assert task_of.errors(table, f"{text} There is {value}.") == (0 if key in ("name", "kind") else 1)
+
+
+@given(ROWS, st.data())
 def test_a_wrong_value_counts_once(number, data):
     table, text = row(number)
     keys = [key for key in dict(table) if key in ("district", "since", "opens", "closed", "price", "offer", "feature")]
@@ -112,24 +121,55 @@ def test_a_wrong_value_counts_once(number, data):
     assert task_of.errors(table, text.replace(value, OTHER[key])) == 1
 
 
-def test_errors_by_hand():
-    table = (("name", "The Red Fox"), ("kind", "inn"), ("opens", "7:30"), ("tram", "7"))
-    said = {
-        "The Red Fox is an inn on tram 7, open from 7:30.": 0,
-        "The Red Fox is an inn, open from 7:30.": 1,  # the 7 of 7:30 is no tram
-        "The Red Fox is an inn on tram 8, open from 7:30.": 1,
-        "The Red Fox, a bakery on tram 7, opens at 8:00.": 2,
-        "The Red Fox is an inn on tram 7, open from 7:30 to 8:00, closed on Mondays.": 2,
-        "The Red Hen is an inn on tram 7, near The Red Fox, open from 7:30.": 1,
-        "": 4,
-    }
-    assert {text: task_of.errors(table, text) for text in said} == said
+TABLE = (("name", "The Red Fox"), ("kind", "inn"), ("opens", "7:30"), ("tram", "7"))
+SAID = {
+    "The Red Fox is an inn on tram 7, open from 7:30.": 0,
+    "An inn called The Red Fox. The Red Fox, the inn on tram 7, opens at 7:30.": 0,
+    "The Red Fox is an inn, open from 7:30.": 1,  # the 7 of 7:30 is no tram
+    "The Red Fox is an inn on tram 8, open from 7:30.": 1,
+    "The Red Fox, a bakery on tram 7, opens at 8:00.": 2,
+    "The Red Fox is an inn on tram 7, open from 7:30 to 8:00, closed on Mondays.": 2,
+    "The Red Owl is an inn on tram 7, near The Red Fox, open from 7:30.": 1,
+    "The Red Fox Inn is an inn on tram 7, open from 7:30.": 1,
+    "The Red Fox is an inn on tram 7 7 7, open from 7:30.": 2,
+    "The Red Fox is an inn on tram 7, open from 7:30. It has a garden.": 1,
+    "Kind guests say that The Red Fox is an inn on tram 7, open from 7:30.": 0,
+    "name[The Red Fox], kind[inn], opens[7:30], tram[7]": 4,
+    "The Red Fox is an inn on tram 7, open from 7:300.": 1,
+    "": 4,
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_errors_by_hand(text):
+    assert task_of.errors(TABLE, text) == SAID[text]
+
+
+def test_thing_that_is_kind_or_feature():
+    table = (("name", "The Red Fox"), ("kind", "inn"), ("feature", "a garden"))
+    for said in ("has a garden", "has its own garden", "has gardens"):
+        assert task_of.errors(table, f"The Red Fox is an inn and {said}.") == 0
+    assert task_of.errors(table, "The Red Fox is a garden.") == 1
+    other = (("name", "The Red Fox"), ("kind", "garden"), ("offer", "pottery"))
+    assert task_of.errors(other, "The Red Fox is a garden with pottery.") == 0
+    assert task_of.errors(other, "The Red Fox is a garden with pottery courses.") == 1
 
 
 def test_value_that_stands_twice_must_be_said_twice():
     table = (("name", "The Red Fox"), ("kind", "inn"), ("tram", "7"), ("seats", "7"))
     assert task_of.errors(table, "The Red Fox is an inn with 7 seats on tram 7.") == 0
     assert task_of.errors(table, "The Red Fox is an inn with 7 seats.") == 1
+
+
+def test_every_rule_is_used(monkeypatch):
+    used, say = set(), type(task_of.grammar()).say
+    monkeypatch.setattr(
+        type(task_of.grammar()), "say", lambda self, rule, *rest: used.add(rule) or say(self, rule, *rest)
+    )
+    train = tasks.load("table_to_text").train
+    for number, table in enumerate(train.info["table"][:300]):
+        task_of.tell(table, task_of.Random(number))
+    assert used == set(task_of.grammar())
 
 
 def test_rates(task):

@@ -90,9 +90,13 @@ def test_what_is_written_depends_on_no_neighbour(method, tokenizer):
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "prefix_task" in name:
             torch.nn.init.normal_(parameter)
+        elif "proj" in name:
+            # Else it would echo its last token, wherever that stood.
+            parameter.data.mul_(8)
     prompts = ["number 1\n", "a much longer prompt about an inn near the river\n", "Q: what is it?\nA:"]
     together = models.write(model, tokenizer, prompts, max_new_tokens=12)
     assert together == [models.write(model, tokenizer, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    assert len(set(together)) == len(prompts)
     for prompt, text in zip(prompts, together, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
@@ -109,9 +113,27 @@ def test_writing_ends_at_the_end_token(tokenizer):
     assert run.losses[-1] < 0.1 * run.losses[0] and run.best_validation == 1
 
 
-def test_prompts_are_needed(tokenizer):
-    with pytest.raises(ValueError, match="No prompts"):
-        models.write(small(tokenizer), tokenizer, [])
+@pytest.mark.parametrize(
+    ("prompts", "tokens", "said"),
+    [
+        ([], 5, "No prompts"), (["The inn", ""], 5, "1 to 251 tokens"), (["inn " * 300], 5, "1 to 251 tokens"),
+        (["The inn"], 0, "max_new_tokens must be 1"),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_continued(prompts, tokens, said, tokenizer):
+    with pytest.raises(ValueError, match=said):
+        models.write(small(tokenizer), tokenizer, prompts, max_new_tokens=tokens)
+
+
+@pytest.mark.parametrize("settings", [{"layer_decay": 0.5}, {"gradual_unfreezing": True}])
+def test_what_is_for_classifiers_alone(settings, tokenizer):
+    with pytest.raises(ValueError, match="are for classifiers"):
+        fit(small(tokenizer), tokenizer, **settings)
+
+
+def test_patience_counts(tokenizer):
+    run = fit(small(tokenizer), tokenizer, learning_rate=1e-9, epochs=6, patience=1)
+    assert len(run.validation) == 2
 
 
 @pytest.mark.parametrize("method", STEERED)

@@ -155,6 +155,9 @@ def materialize(model: nn.Module, device: str) -> nn.Module:
             setattr(module, name, made[parameter])
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.zeros_like(buffer, device=device))
+    # peft's numbers of virtual tokens are neither parameters nor buffers.
+    tokens = getattr(model, "prompt_tokens", {})
+    tokens.update({name: torch.arange(len(numbers), device=device) for name, numbers in tokens.items()})
     return model
 
 
@@ -174,10 +177,15 @@ def _random(module: nn.Module, parameter: nn.Parameter, device: str) -> nn.Param
 
 def study(log: RunLog) -> None:
     """The whole table; what is in the log already is not run again."""
+    measure_all(log, everything(), "qlora_memory")
+
+
+def measure_all(log: RunLog, specs: Iterable[dict], study: str) -> None:
+    """Measure each spec and tell the result; what cannot be measured is told, too. `study` is who asks."""
     if best_device() != "cuda":
-        print("qlora_memory: skipped, it needs a CUDA GPU")
+        print(f"{study}: models of billions of parameters are skipped, they need a CUDA GPU")
         return
-    for spec in everything():
+    for spec in specs:
         try:
             run = log.run(spec, measure)
             print(f"{title(spec)}: {_outcome(run)}", flush=True)
@@ -192,7 +200,8 @@ def study(log: RunLog) -> None:
 def title(spec: dict) -> str:
     """A spec in words."""
     checkpointing = ", checkpointing" if spec["checkpointing"] else ""
-    return f"{spec['shape']} {spec['way']}{checkpointing}, {spec['batch_size']} × {spec['seq_len']}"
+    way = spec.get("way") or f"{spec['method']} {spec['hparams']}"
+    return f"{spec['shape']} {way}{checkpointing}, {spec['batch_size']} × {spec['seq_len']}"
 
 
 def _outcome(run: Run) -> str:

@@ -5,7 +5,7 @@ See data/table_to_text/README.md, the data card.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import combinations
 from random import Random
@@ -66,7 +66,7 @@ def tell(table: Table, draw: Random) -> str:
     told["it"] = lambda draw: grammar().say("it", told, draw)
     topics = [topic for topic, keys in TOPICS.items() if keys[0] in told]
     draw.shuffle(topics)
-    sentences = [_next(topics, "open", "with", draw.randrange(1, 3), told, draw)]
+    sentences = [_next(topics, "open", "with", draw.randrange(3), told, draw)]
     while topics:
         sentences.append(_next(topics, "more", "does", draw.randrange(1, 3), told, draw))
     return " ".join(sentences)
@@ -136,56 +136,66 @@ def load() -> WritingTask:
 
 # What a text says and what the table says.
 
-_CLASSES = {"kind": "kind", "since": "number", "tram": "number", "seats": "number", "opens": "time", "closes": "time",
-            "closed": "day", "price": "price", "offer": "offer", "feature": "feature"}  # fmt: skip
+# Attributes whose values could be mistaken for one another are of one class; all others are names.
+_CLASSES = {"kind": "thing", "feature": "thing", "since": "number", "tram": "number", "seats": "number",
+            "opens": "time", "closes": "time", "closed": "day", "price": "price", "offer": "offer"}  # fmt: skip
+# What a text may say as often as it likes.
+_FREE = ("name", "kind")
 
 
-def _class(key: str) -> str:
-    """Attributes whose values could be mistaken for one another are of one class: names of all sorts are "name"."""
-    return _CLASSES.get(key, "name")
+def _either(values: Iterable[str]) -> str:
+    return "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
 
 
 @cache
 def _speaks() -> re.Pattern:
-    """Finds every value that a text mentions: a group a class, longer ones first."""
+    """Finds every value that a text mentions, the longest where there are several; a group a class."""
     words = town.lexicon()
-    word = "|".join(map(re.escape, town.names()))
-    closed = {
-        "offer": [offer for kind in words["kinds"].values() for offer in kind["offers"]],
-        "feature": list(words["features"]), "kind": list(words["kinds"]), "day": words["days"],
-        "price": words["prices"],
-    }  # fmt: skip
-
-    def either(values):
-        return "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
-
-    groups = [f"(?P<{name}>{either(values)})" for name, values in closed.items()]
-    title = "|".join(re.escape(kind.removesuffix("'s").title()) for kind in words["kinds"])
-    groups += [
-        r"(?P<time>\d+:\d\d)",
-        rf"(?P<name>(?:\d+ )?(?:The )?(?:{word})(?:'s)?(?: (?:and )?(?:{word}|{title})(?:'s)?)*)",
-    ]
-    return re.compile(rf"(?<!\w)(?:{'|'.join(groups)}|(?P<number>\d+))s?(?!\w)")
+    kinds = words["kinds"]
+    word = f"(?:{_either(town.names())})"
+    title = _either(kind.removesuffix("'s").title() for kind in kinds)
+    # Two words or more, or one with 's: a single one may just begin a sentence.
+    more = rf"(?: (?:and )?(?:{word}|{title})(?!\w)(?:'s)?)"
+    name = rf"(?:\d+ )?(?:The )?{word}(?:'s{more}*|{more}+)|(?:{_either(words['districts'])})"
+    things = {_bare(feature) for feature in words["features"]} | set(kinds)
+    closed = {"offer": [offer for kind in kinds.values() for offer in kind["offers"]], "thing": things,
+              "price": words["prices"]}  # fmt: skip
+    groups = [f"(?P<name>{name})", *(f"(?P<{group}>(?i:{_either(values)}))" for group, values in closed.items())]
+    groups += [f"(?P<day>{_either(words['days'])})", r"(?P<time>\d+:\d+)", r"(?P<number>\d+)"]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(groups)})s?(?!\w)")
 
 
-def compare(table: Table, text: str) -> tuple[list[str], list[str]]:
-    """(values of the table that the text lacks, values in the text that the table lacks)."""
-    lacking = []
-    # Longer values first: a street is not to be found in the name that contains it.
-    for value, times in sorted(Counter(value for _, value in table).items(), key=lambda item: -len(item[0])):
-        text, found = re.subn(rf"(?<!\w)(?<!\d:){re.escape(value)}(?=s?(?!\w|:\d))", "·", text)
-        lacking += [value] * max(0, times - found)
-    return lacking, [match.group() for match in _speaks().finditer(text)]
+def _bare(value: str) -> str:
+    """A value as it may be mentioned: without the article, or the 's of an owner."""
+    return value.removeprefix("a ").removesuffix("'s")
+
+
+def mentions(text: str) -> Counter:
+    """(class, value) → how often a text mentions it."""
+    found = ((match.lastgroup, match.group(match.lastgroup)) for match in _speaks().finditer(text))
+    return Counter((kind, _bare(value if kind in ("name", "day") else value.lower())) for kind, value in found)
 
 
 def errors(table: Table, text: str) -> int:
-    """Slot errors of one text: values that are missing, or invented. A value that another of its class replaces counts
-    once (Wen et al., arXiv 1508.01745, section 5.1, whose measure this is, count it twice)."""
-    kind_of = {value: _class(key) for key, value in table}
-    lacking, foreign = compare(table, text)
-    missing = Counter(kind_of[value] for value in lacking)
-    invented = Counter(match.lastgroup for match in map(_speaks().fullmatch, foreign) if match)
-    return sum(max(missing[kind], invented[kind]) for kind in missing | invented)
+    """Slot errors of one text: values that are missing, or too many (invented, or said once more; name and kind may be
+    said again). A value in place of another of its class counts once; Wen et al. (arXiv 1508.01745, section 5.1), whose
+    measure this is, count it twice. In a text with brackets, which copies the table, every value is wrong.
+    """
+    if "[" in text:
+        return len(table)
+    asked = Counter((_CLASSES.get(key, "name"), _bare(value)) for key, value in table)
+    said = mentions(text)
+    for key, value in table:
+        if key in _FREE:
+            slot = (_CLASSES.get(key, "name"), _bare(value))
+            said[slot] = min(said[slot], asked[slot])
+    missing, extra = asked - said, said - asked
+    classes = {kind for kind, _ in missing | extra}
+
+    def total(slots: Counter, kind: str) -> int:
+        return sum(times for (other, _), times in slots.items() if other == kind)
+
+    return sum(max(total(missing, kind), total(extra, kind)) for kind in classes)
 
 
 def slot_error_rate(written: Sequence[str], split: Pairs) -> float:

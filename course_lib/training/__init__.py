@@ -123,6 +123,8 @@ def fit(
         raise ValueError(
             f"gradual_unfreezing releases the whole model block by block: it goes with 'full', not {method!r}."
         )
+    if not isinstance(model, models.Classifier) and (recipe.gradual_unfreezing or recipe.layer_decay != 1):
+        raise ValueError("gradual_unfreezing and layer_decay are for classifiers: leave them out.")
     carried, before = getattr(model.base_model, "fine_tuned_by", (None, None))
     if carried == method and recipe.hparams and recipe.hparams != before:
         raise ValueError(f"This model carries {method} with {before}, and goes on with that: leave hparams out.")

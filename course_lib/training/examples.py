@@ -28,6 +28,7 @@ class WritingTrainer(QuietTrainer):
         written = self.examples.answer(self.model, self.eval_dataset)
         metrics = {"eval_accuracy": self.examples.task.metric(written, split)}
         self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
