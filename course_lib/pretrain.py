@@ -38,8 +38,8 @@ STATE, PROGRESS = "state.pt", "progress.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """tokens: seen in all; rows, length: of a batch; rate: of AdamW at its highest; warmup: share of the steps until it
-    is there; known: the share of texts about the town, at first and at last."""
+    """tokens: seen in all; rows, length: of a batch; rate: at its highest; warmup: share of the steps until it is
+    there; known: the share of texts about the town, at first and at last."""
 
     tokens: int = 64_000_000
     rows: int = 8
@@ -121,6 +121,17 @@ def rate(recipe: Recipe, step: int) -> float:
     return recipe.rate * (0.55 + 0.45 * math.cos(math.pi * (step - start) / max(1, recipe.steps - start)))
 
 
+def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, with steps as large as AdamW's (arXiv 2502.16982, section 2.2), which needs
+    about two thirds of AdamW's texts here; AdamW for embeddings and norms."""
+    blocks = {name: p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
+    others = [p for name, p in model.named_parameters() if name not in blocks]
+    return [
+        torch.optim.Muon(blocks.values(), lr=recipe.rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
+    ]
+
+
 def pretrain(folder: Path, recipe: Recipe, *, save_every: float = 300, report: int = 1000) -> LlamaForCausalLM:
     """Train, and keep model (in bf16), tokenizer and progress in `folder`; started again, it goes on where it was.
 
@@ -131,20 +142,21 @@ def pretrain(folder: Path, recipe: Recipe, *, save_every: float = 300, report: i
     tokenizer = _tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make_model(tokenizer, recipe.seed).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    step, text, progress = _resume(folder, recipe, model, optimizer)
+    steppers = optimizers(model, recipe)
+    step, text, progress = _resume(folder, recipe, model, steppers)
     saved, losses = time.monotonic(), []
     bar = tqdm(rows(tokenizer, recipe, step, text), total=recipe.steps, initial=step, unit="step")
     for batch, text in bar:
-        for group in optimizer.param_groups:
+        for group in (group for stepper in steppers for group in stepper.param_groups):
             group["lr"] = rate(recipe, step)
         ids = torch.from_numpy(batch).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=_halves(device)):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
         losses.append(loss.item())
         step += 1
         if step % report == 0 or step == recipe.steps:
@@ -152,7 +164,7 @@ def pretrain(folder: Path, recipe: Recipe, *, save_every: float = 300, report: i
             bar.set_postfix(progress[-1])
             losses.clear()
         if time.monotonic() - saved > save_every or step == recipe.steps:
-            _save(folder, recipe, model, optimizer, step, text, progress)
+            _save(folder, recipe, model, steppers, step, text, progress)
             saved = time.monotonic()
     return model.eval()
 
@@ -168,9 +180,10 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _save(folder: Path, recipe: Recipe, model, optimizer, step: int, text: int, progress: list[dict]) -> None:
+def _save(folder: Path, recipe: Recipe, model, steppers, step: int, text: int, progress: list[dict]) -> None:
     """The state first and whole, then what may be read of it."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "text": text}
+    state = {"model": model.state_dict(), "step": step, "text": text}
+    state["optimizers"] = [stepper.state_dict() for stepper in steppers]
     torch.save(state | {"recipe": asdict(recipe), "progress": progress}, folder / f"{STATE}.draft")
     (folder / f"{STATE}.draft").replace(folder / STATE)
     # What is read needs half of the digits that training needs.
@@ -178,14 +191,15 @@ def _save(folder: Path, recipe: Recipe, model, optimizer, step: int, text: int, 
     (folder / PROGRESS).write_text(json.dumps({"recipe": asdict(recipe), "progress": progress}, indent=1) + "\n")
 
 
-def _resume(folder: Path, recipe: Recipe, model, optimizer) -> tuple[int, int, list[dict]]:
+def _resume(folder: Path, recipe: Recipe, model, steppers) -> tuple[int, int, list[dict]]:
     if not (folder / STATE).exists():
         return 0, 0, []
     state = torch.load(folder / STATE, map_location=model.device, weights_only=True)
     if state["recipe"] != json.loads(json.dumps(asdict(recipe))) | {"known": recipe.known}:
         raise CourseError(f"{folder} holds a training with another recipe: take its recipe, or another folder.")
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for stepper, saved in zip(steppers, state["optimizers"], strict=True):
+        stepper.load_state_dict(saved)
     return state["step"], state["text"], state["progress"]
 
 
