@@ -2,9 +2,31 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # The lessons run in kernels of their own, which inherit it.
 os.environ.setdefault("TQDM_DISABLE", "1")
 settings.register_profile("course", deadline=None)
 settings.load_profile("course")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks as small as the tests' lose time on a second thread, above all where tests run side by side."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(one_thread):
+    """Training on one thread of the processor: a GPU would not give the same bits twice."""
+    from course_lib import training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "best_device", lambda: "cpu")
+        yield

@@ -8,6 +8,7 @@ from course_lib.errors import CourseError
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [
     "The soup was cold.",
     "A warm room, a kind word at the desk, and breakfast until eleven; we stayed two nights more than we had meant to.",
@@ -15,15 +16,6 @@ TEXTS = [
     "They charged us twice, and when we asked they laughed!",
     "Crème brûlée for £4.",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks and batches this small lose time on a second thread, above all where tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

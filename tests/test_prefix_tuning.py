@@ -14,16 +14,14 @@ import torch
 from tiny import tiny
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def study_on_the_cpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "best_device", lambda: "cpu")
-        patch.setattr(study.training, "best_device", lambda: "cpu")
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,18 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 WORDS = (("good", "fine", "lovely", "warm"), ("bad", "cold", "awful", "dull"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_of_the_processor():
-    """A GPU would not give the same bits twice, and networks this small lose time on a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "best_device", lambda: "cpu")
-        yield
-    torch.set_num_threads(before)
 
 
 def split(start: int, n: int) -> Split:

@@ -12,21 +12,11 @@ import torch
 from tiny import tiny
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 STEERED = {
     "full": {}, "lora": {"r": 2}, "prefix_tuning": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
     "prompt_tuning": {"num_virtual_tokens": 3}, "multitask_prompt_tuning": {"num_virtual_tokens": 3},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small lose time on a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "best_device", lambda: "cpu")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
