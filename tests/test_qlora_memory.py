@@ -89,5 +89,5 @@ def test_errors_are_shares_of_what_was_measured():
 def test_without_a_gpu_nothing_is_recorded(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "best_device", lambda: "cpu")
     study.study(RunLog(tmp_path / "cpu.json", None))
-    assert "need a CUDA GPU" in capsys.readouterr().out
+    assert "needs a CUDA GPU" in capsys.readouterr().out
     assert not (tmp_path / "cpu.json").exists()

@@ -183,7 +183,7 @@ def study(log: RunLog) -> None:
 def measure_all(log: RunLog, specs: Iterable[dict], study: str) -> None:
     """Measure each spec and tell the result; what cannot be measured is told, too. `study` is who asks."""
     if best_device() != "cuda":
-        print(f"{study}: models of billions of parameters are skipped, they need a CUDA GPU")
+        print(f"{study}: skipped what needs a CUDA GPU, models of billions of parameters")
         return
     for spec in specs:
         try:

@@ -39,13 +39,16 @@ class Split:
 
         return type(self)(pick(self.texts), pick(self.labels), {k: pick(v) for k, v in self.info.items()})
 
+    def _check_room(self, n: int) -> None:
+        if not 1 <= n <= len(self):
+            raise ValueError(f"n must be between 1 and {len(self)}, the rows of this split; got {n}.")
+
     def take(self, n: int, seed: int = 0) -> "Split":
         """`n` rows, drawn with `seed`, with as equal a number of each label as n and the rarest label allow.
 
         Raises ValueError if there are fewer than n rows.
         """
-        if not 1 <= n <= len(self):
-            raise ValueError(f"n must be between 1 and {len(self)}, the rows of this split; got {n}.")
+        self._check_room(n)
         if n == len(self):
             return self
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
@@ -109,8 +112,7 @@ class Pairs(Split):
 
     def take(self, n: int, seed: int = 0) -> "Pairs":
         """`n` rows, drawn with `seed`; raises ValueError if there are fewer."""
-        if not 1 <= n <= len(self):
-            raise ValueError(f"n must be between 1 and {len(self)}, the rows of this split; got {n}.")
+        self._check_room(n)
         return self.rows(np.random.default_rng(seed).permutation(len(self))[:n].tolist())
 
     def as_dataset(self):
