@@ -33,13 +33,16 @@ CHAT = (
 VOCABULARY = 3072
 # Texts that the tokenizer is trained on, and the seed of those that the model is tested on.
 TOKENIZER_TEXTS, NAMES_AGAIN, HELD_OUT = 30_000, 300, 1
+# What is read first, before texts with questions come in.
+STATEMENTS = tuple(town.STATEMENTS)
 STATE, PROGRESS = "state.pt", "progress.json"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """tokens: seen in all; rows, length: of a batch; rate: at its highest; warmup: share of the steps until it is
-    there; known: the share of texts about the town, at first and at last."""
+    there; known: the share of texts about the town, at first and at last; reading: after this share of the steps
+    texts with questions come in, which one has to be able to copy for."""
 
     tokens: int = 64_000_000
     rows: int = 8
@@ -47,6 +50,7 @@ class Recipe:
     rate: float = 3e-3
     warmup: float = 0.02
     known: tuple[float, float] = (0.1, 0.6)
+    reading: float = 0.28
     seed: int = 0
 
     @property
@@ -68,7 +72,7 @@ def make_tokenizer(texts: int = TOKENIZER_TEXTS) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    drawn = (town.document(0, index) for index in range(texts))
+    drawn = (town.document(0, index, kinds=STATEMENTS) for index in range(texts))
     # Every name of the lexicon often enough to become one or two tokens, however rare it is in the texts.
     encoding.train_from_iterator(chain(drawn, NAMES_AGAIN * [" ".join(town.names())]), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=encoding, **SPECIAL, model_max_length=1024)
@@ -100,12 +104,13 @@ def rows(tokenizer, recipe: Recipe, step: int = 0, text: int = 0) -> Iterator[tu
     for at in range(step, recipe.steps):
         first, last = recipe.known
         known, batch, waiting = first + (last - first) * at / recipe.steps, [], []
+        kinds = STATEMENTS if at < recipe.reading * recipe.steps else tuple(town.TEXTS)
         for _ in range(recipe.rows):
             row: list[int] = []
             while len(row) < recipe.length:
                 if not waiting:
                     # Many short texts are encoded at once: that is much faster.
-                    chunk = [town.document(recipe.seed, text + i, known=known) for i in range(32)]
+                    chunk = [town.document(recipe.seed, text + i, known=known, kinds=kinds) for i in range(32)]
                     waiting = tokenizer(chunk)["input_ids"]
                 row += [*waiting.pop(0), tokenizer.eos_token_id]
                 text += 1
@@ -205,30 +210,62 @@ def _resume(folder: Path, recipe: Recipe, model, steppers) -> tuple[int, int, li
 
 @torch.no_grad()
 def measure(model, tokenizer, texts: int = 64) -> dict[str, float]:
-    """What the model can do: `copied`, the share of next tokens that it gets right in the second copy of a form about a
-    stranger; `recalled`, the share of facts of the town that it answers without being told; `held_out`, its loss on
-    texts of another stream."""
+    """What the model can do: `copied`, the share of next tokens that it gets right in the values of a form about a
+    stranger that stands there a second time; `answered`, the share of right answers to a question about a stranger
+    behind a text that holds the answer; `recalled`, the share of facts of the town that it answers without being told;
+    `held_out`, its loss on texts of another stream."""
     model.eval()
     found = {
-        "copied": copied(model, tokenizer, texts), "recalled": recalled(model, tokenizer, texts),
-        "held_out": held_out(model, tokenizer, texts),
+        "copied": copied(model, tokenizer, texts), "answered": answered(model, tokenizer, texts),
+        "recalled": recalled(model, tokenizer, texts), "held_out": held_out(model, tokenizer, texts),
     }  # fmt: skip
     model.train()
     return found
 
 
 def copied(model, tokenizer, forms: int = 64) -> float:
-    """Next-token accuracy in the second copy of forms whose values no text has had."""
+    """Next-token accuracy in the values of a form, the second time: values that no text has had."""
     right = total = 0
     draw = town.Random("copied")
     for _ in range(forms):
-        body = town._form(town._rows(town.place(draw), draw), ": ", "\n")
-        first, second = (tokenizer(text)["input_ids"] for text in (f"In short\n{body}\nCopy\n", body))
-        ids = torch.tensor([first + second], device=model.device)
+        rows = town._rows(town.place(draw), draw)
+        body = town._form(rows, ": ", "\n")
+        first, second = (
+            tokenizer(f"In short\n{body}\nCopy\n")["input_ids"],
+            tokenizer(body, return_offsets_mapping=True),
+        )
+        ids = torch.tensor([first + second["input_ids"]], device=model.device)
         said = model(ids).logits[0, len(first) - 1 : -1].argmax(-1)
-        right += (said == ids[0, len(first) :]).sum().item()
-        total += len(second)
+        starts = torch.tensor([start for start, _ in second["offset_mapping"]], device=model.device)
+        # How a second form is laid out is free; what stands behind its marks is not.
+        values = torch.zeros_like(said, dtype=torch.bool)
+        at = 0
+        for key, value in rows:
+            values |= (starts > at + len(key)) & (starts < at + len(f"{key}: {value}"))
+            at += len(f"{key}: {value}\n")
+        right += (said == ids[0, len(first) :])[values].sum().item()
+        total += values.sum().item()
     return right / total
+
+
+def answered(model, tokenizer, texts: int = 64) -> float:
+    """Share of questions about strangers whose answer, which the text above them holds, is in what the model says."""
+    right, draw = 0, town.Random("answered")
+    for _ in range(texts):
+        one = town.place(draw)
+        text = town.guide(one, draw)
+        while not (held := [pair for pair in town._asked_of_place(one, text, draw) if pair[1]]):
+            pass
+        question, answer = held[0]
+        said = _said(model, tokenizer, f"Read\n{text}\nQuestions\nQ: {question}\nA:")
+        right += answer.lower() in said.lower()
+    return right / texts
+
+
+def _said(model, tokenizer, prompt: str) -> str:
+    """The line with which the model goes on."""
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    return tokenizer.decode(model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]).split("\n")[0]
 
 
 ASKED = {"hours": ("opens", "closes"), "owner": ("owner",), "since": ("since",), "tram": ("line", "stop")}
@@ -243,9 +280,7 @@ def recalled(model, tokenizer, places: int = 64) -> float:
         for topic, facts in ASKED.items():
             asked = town.grammar().say(f"ask.{topic}", told, draw)
             prompt = f"Questions\nQ: {place.name}, the {place.kind} in {place.district}. {asked}\nA:"
-            ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
-            said = tokenizer.decode(model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :])
-            answer = said.split("\n")[0]
+            answer = _said(model, tokenizer, prompt)
             right += sum(str(told[fact]) in answer for fact in facts)
             total += len(facts)
     return right / total
@@ -255,6 +290,8 @@ def held_out(model, tokenizer, texts: int = 64) -> float:
     """Mean loss a token, in nats, on texts that no training sees."""
     losses = []
     for index in range(texts):
-        ids = torch.tensor([tokenizer(town.document(HELD_OUT, index))["input_ids"]], device=model.device)
+        ids = torch.tensor(
+            [tokenizer(town.document(HELD_OUT, index, kinds=STATEMENTS))["input_ids"]], device=model.device
+        )
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     return float(np.mean(losses))

@@ -5,10 +5,11 @@ restate their facts within it, so that a model trained on them learns to use wha
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from itertools import count
+from itertools import count, pairwise
 from random import Random
 
 from course_lib.grammar import Facts, Grammar
@@ -247,10 +248,9 @@ def _plural(offer: str) -> bool:
     return head.endswith("s") and head not in ("gymnastics", "tennis", "glass")
 
 
-def _told(style: str, told: Facts, draw: Random, topics: int) -> list[str]:
-    """An introduction and so many topics in any order, a sentence each."""
-    chosen = draw.sample(TOPICS, topics)
-    return [grammar().say(f"{style}.intro", told, draw), *(_topic(style, topic, told, draw) for topic in chosen)]
+def _told(style: str, told: Facts, topics: Sequence[str], draw: Random) -> list[str]:
+    """An introduction and these topics, a sentence each."""
+    return [grammar().say(f"{style}.intro", told, draw), *(_topic(style, topic, told, draw) for topic in topics)]
 
 
 def _topic(style: str, topic: str, told: Facts, draw: Random) -> str:
@@ -261,21 +261,26 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def about(one: Place, style: str, topics: Sequence[str], draw: Random) -> str:
+    """An introduction to a place and these of TOPICS in this order, in the style of a guide, an opinion or a notice."""
+    told = facts(one)
+    told["it"].known = style == "guide"
+    return ("\n" if style == "notice" else " ").join(_told(style, told, topics, draw))
+
+
 def guide(one: Place, draw: Random) -> str:
     """An entry of a guidebook."""
-    told = facts(one)
-    told["it"].known = True
-    return " ".join(_told("guide", told, draw, draw.randrange(3, len(TOPICS) + 1)))
+    return about(one, "guide", draw.sample(TOPICS, draw.randrange(3, len(TOPICS) + 1)), draw)
 
 
 def opinion(one: Place, draw: Random) -> str:
     """Somebody's opinion."""
-    return " ".join(_told("opinion", facts(one), draw, draw.randrange(2, 8)))
+    return about(one, "opinion", draw.sample(TOPICS, draw.randrange(2, 8)), draw)
 
 
 def notice(one: Place, draw: Random) -> str:
     """What a place says of itself, in lines."""
-    return "\n".join(_told("notice", facts(one), draw, draw.randrange(3, 9)))
+    return about(one, "notice", draw.sample(TOPICS, draw.randrange(3, 9)), draw)
 
 
 # The names of the entries of a form: each line one way.
@@ -336,7 +341,7 @@ def letter(one: Place, draw: Random) -> str:
     told = {**facts(one), "friend": person(draw).first, "writer": writer.first}
     body = [
         say("letter.start", told, draw),
-        *_told(draw.choice(("guide", "opinion")), told, draw, draw.randrange(2, 7)),
+        *_told(draw.choice(("guide", "opinion")), told, draw.sample(TOPICS, draw.randrange(2, 7)), draw),
     ]
     ending = [say("letter.close", told, draw), say("letter.sign", told, draw)]
     return "\n".join([say("letter.open", told, draw), " ".join(body), *ending])
@@ -431,11 +436,82 @@ def quiz(places: list[Place], draw: Random) -> str:
     return "\n".join([say("quiz.head", {}, draw), *lines])
 
 
+# What begins a question and its answer.
+_MARKS = (("Q: ", "A: "), ("Question: ", "Answer: "), ("- ", "-> "), ("? ", "= "), ("", ""), ("Pupil: ", "Teacher: "))
+# So many questions on one text are too many; how often one asks for what is not there.
+_MOST, _ABSENT = 6, 0.06
+
+
+def reading(draw: Random) -> str:
+    """A text, or two, about strangers or a tram, and questions that it answers: behind the text, or in front of it."""
+    say, told = grammar().say, {"page": str(draw.randrange(1, 1000))}
+    if draw.random() < 0.15:
+        line = tram(draw, draw.randrange(1, 100))
+        texts, told["name"] = [timetable(line, draw)], f"Tram {line.line}"
+        asked = _asked_of_line(texts[0], draw)
+    else:
+        places = [place(draw) for _ in range(draw.choice((1, 1, 2)))]
+        texts = [draw.choice((guide, guide, opinion, notice, letter, _only_form))(one, draw) for one in places]
+        asked = [
+            pair for one, text in zip(places, texts, strict=True) for pair in _asked_of_place(one, text, draw, texts)
+        ]
+        told["name"] = places[0].name
+    style = draw.choice(grammar()["reading.answer"])
+    answers = [
+        (question, grammar().fill(style, {"value": value}, draw) if value else say("reading.none", {}, draw))
+        for question, value in asked
+    ]
+    return "\n".join(draw.choice((_behind, _in_front))(texts, answers, told, draw))
+
+
+def _only_form(one: Place, draw: Random) -> str:
+    return _form(_rows(one, draw), draw.choice((": ", " - ", " = ")), draw.choice(("\n", "; ")))
+
+
+def _asked_of_place(one: Place, text: str, draw: Random, texts: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Questions with their answers; "" where the text has none. Where there are several texts, each names the place."""
+    told, asked = facts(one) | {"it": one.name}, []
+    for name in draw.sample([name for name in _VALUES if name not in ("name", "other")], len(_VALUES) - 2):
+        # A number inside a time is not there.
+        there = re.search(rf"(?<![\w:]){re.escape(str(told[name]))}(?![\w:])", text)
+        if there or draw.random() < _ABSENT:
+            question = grammar().say(f"read.{name}", told, draw)
+            while len(texts) > 1 and one.name not in question:
+                question = grammar().say(f"read.{name}", told, draw)
+            asked.append((question, str(told[name]) if there else ""))
+    return asked[: draw.randrange(1, _MOST)]
+
+
+def _asked_of_line(text: str, draw: Random) -> list[tuple[str, str]]:
+    rows = [row.rsplit(" ", 1) for row in text.split("\n")[1:-1]]
+    asked = [(grammar().say("read.stops", {}, draw), ", ".join(stop for stop, _ in rows))]
+    for (stop, time), (after, _) in pairwise(rows):
+        told = {"stop": stop}
+        asked += [(grammar().say("read.time", told, draw), time), (grammar().say("read.next", told, draw), after)]
+    return draw.sample(asked, draw.randrange(1, min(_MOST, len(asked) + 1)))
+
+
+def _behind(texts: list[str], asked: list[tuple[str, str]], told: Facts, draw: Random) -> list[str]:
+    before, after = draw.choice(_MARKS)
+    lines = [f"{before}{question}\n{after}{answer}" for question, answer in asked]
+    return [grammar().say("reading.head", told, draw), *texts, grammar().say("reading.questions", told, draw), *lines]
+
+
+def _in_front(texts: list[str], asked: list[tuple[str, str]], told: Facts, draw: Random) -> list[str]:
+    question, answer = draw.choice(asked)
+    lines = [grammar().say("reading.asks", {"question": question}, draw)]
+    if draw.random() < 0.5:
+        lines.append(grammar().say("reading.text", told, draw))
+    lines += ["", "\n\n".join(texts), ""] if draw.random() < 0.5 else texts
+    return [*lines, f"{draw.choice(_MARKS)[1]}{answer}"]
+
+
 # The kinds of texts and how often each is drawn.
-TEXTS = {
+STATEMENTS = {
     "form": 8, "listing": 4, "guide": 4, "letter": 3, "talk": 3, "opinion": 2, "notice": 2, "comparison": 2,
     "directions": 1, "portrait": 2, "announcement": 1, "timetable": 1, "quiz": 1,
 }  # fmt: skip
+TEXTS = {**STATEMENTS, "reading": 10}
 
 
 def document(seed: int, index: int, *, known: float = 0.4, kinds: tuple[str, ...] = tuple(TEXTS)) -> str:
@@ -462,6 +538,9 @@ def document(seed: int, index: int, *, known: float = 0.4, kinds: tuple[str, ...
         return timetable(draw.choice(here.lines) if real else tram(draw, draw.randrange(1, 100)), draw)
     if kind == "comparison":
         return comparison(some_place(), some_place(), draw)
+    if kind == "reading":
+        # Never about the town: what can be known need not be read.
+        return reading(draw)
     if kind == "quiz":
         # Only what can be known is asked.
         return quiz(draw.sample(here.places, draw.randrange(2, 7)), draw)

@@ -116,6 +116,31 @@ def test_copying_is_counted_in_the_second_copy(tokenizer):
     assert pretrain.copied(model, tokenizer, forms=3) < 0.2
 
 
+def test_questions_come_in_when_copying_is_there(tokenizer, monkeypatch):
+    asked = []
+    real = town.document
+    monkeypatch.setattr(town, "document", lambda *args, kinds, **more: asked.append(kinds) or real(*args, **more))
+    recipe = pretrain.Recipe(tokens=100 * 2 * 512, rows=2, reading=0.5)
+    list(pretrain.rows(tokenizer, recipe))
+    assert set(asked) == {pretrain.STATEMENTS, tuple(town.TEXTS)} and "reading" not in pretrain.STATEMENTS
+    assert asked.index(tuple(town.TEXTS)) / len(asked) == pytest.approx(0.5, abs=0.1)
+
+
+def test_answers_are_counted_where_the_text_holds_them(tokenizer):
+    class Reading:
+        device = torch.device("cpu")
+
+        def __init__(self, says):
+            self.says = says
+
+        def generate(self, ids, **_):
+            return torch.cat([ids, torch.tensor([tokenizer(self.says(tokenizer.decode(ids[0])))["input_ids"]])], 1)
+
+    everything = Reading(lambda prompt: " " + prompt.split("\n")[1])
+    assert pretrain.answered(everything, tokenizer, texts=10) == 1.0
+    assert pretrain.answered(Reading(lambda prompt: "\n" + prompt), tokenizer, texts=10) == 0.0
+
+
 def test_recall_counts_facts(tokenizer):
     class Knowing:
         device = torch.device("cpu")

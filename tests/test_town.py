@@ -50,7 +50,7 @@ def test_every_kind_of_text_is_drawn_about_the_town_and_about_strangers(kind):
         texts = [town.document(3, index, known=known, kinds=(kind,)) for index in range(20)]
         assert len(set(texts)) > 15
         about_it = [any(name in text for name in names) for text in texts]
-        if kind != "timetable" and known:
+        if kind not in ("timetable", "reading") and known:
             assert all(about_it)
 
 
@@ -82,6 +82,37 @@ def test_a_form_restates_its_facts():
         text = town.document(5, index, known=0.0, kinds=("form",))
         name = re.search(r"(?:Name|name|Place)(?:: | - | = )(.+)", text).group(1).split(";")[0]
         assert text.count(name) >= 2
+
+
+@pytest.mark.parametrize("index", range(60))
+def test_questions_name_what_they_ask_for_and_the_answer_stands_in_the_text(index):
+    draw = Random(index)
+    one = town.place(draw)
+    text, told = town.guide(one, draw), town.facts(one)
+    for several in ((), ("", "")):
+        for question, answer in town._asked_of_place(one, text, draw, several):
+            assert question.endswith(("?", "."))
+            assert answer in ({str(value) for value in told.values()} if answer else {""})
+            assert answer in text
+            assert not several or one.name in question
+
+
+def test_questions_on_a_timetable_are_answered_by_it():
+    line = town.tram(Random(3), 7)
+    text = town.timetable(line, Random(3))
+    rows = dict(row.rsplit(" ", 1) for row in text.split("\n")[1:-1])
+    for question, answer in town._asked_of_line(text, Random(0)):
+        stop = next((stop for stop in rows if stop in question), None)
+        after = dict(zip(line.stops, line.stops[1:], strict=False))
+        assert answer in ((rows[stop], after[stop]) if stop else (", ".join(line.stops),))
+
+
+def test_some_questions_have_no_answer():
+    texts = [town.document(4, index, kinds=("reading",)) for index in range(400)]
+    none = town.grammar()["reading.none"]
+    said = {town.grammar().fill(pattern, {}, Random(seed)) for pattern in none for seed in range(5)}
+    unanswered = sum(any(words in text for words in said) for text in texts)
+    assert 0.05 < unanswered / len(texts) < 0.4
 
 
 @pytest.mark.parametrize("style", ["guide", "opinion", "notice", "answer"])
