@@ -94,7 +94,11 @@ class Grammar(dict[str, list[Pattern]]):
 
     def say(self, rule: str, facts: Facts, draw: Random) -> str:
         """One of the rule's patterns, filled; raises ValueError for a rule or a fact that is not there."""
-        return _tidy(self._fill(draw.choice(self[rule]), facts, draw))
+        return self.fill(draw.choice(self[rule]), facts, draw)
+
+    def fill(self, pattern: Pattern, facts: Facts, draw: Random) -> str:
+        """This very pattern, filled; raises ValueError for a fact that is not there."""
+        return _tidy(self._fill(pattern, facts, draw))
 
     def _fill(self, pattern: Pattern, facts: Facts, draw: Random) -> str:
         parts = []

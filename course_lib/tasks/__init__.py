@@ -9,7 +9,7 @@ from course_lib.errors import unknown
 
 import numpy as np
 
-TASKS = ("reviews", "docs_topic", "table_to_text", "text_to_table")
+TASKS = ("reviews", "docs_topic", "table_to_text", "text_to_table", "instructions")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class Split:
             return tuple(column[i] for i in indices)
 
         return type(self)(pick(self.texts), pick(self.labels), {k: pick(v) for k, v in self.info.items()})
+
+    def __add__(self, other: "Split") -> "Split":
+        """The rows of both, which have the same columns."""
+        info = {name: column + other.info[name] for name, column in self.info.items()}
+        return type(self)(self.texts + other.texts, self.labels + other.labels, info)
+
+    def where(self, column: str, values: Sequence) -> "Split":
+        """The rows that have one of these values in a column of `info`."""
+        return self.rows([i for i, value in enumerate(self.info[column]) if value in values])
 
     def _check_room(self, n: int) -> None:
         if not 1 <= n <= len(self):
@@ -125,6 +134,8 @@ class WritingTask:
     """What is learned: to write a text after a prompt, in three splits that share nothing that would help to cheat.
 
     metric(written texts, split) → a score, greater is better; dummy(split) → texts written without any model.
+    chat: whether a prompt is what a user says, and the text the assistant's answer, so that the chat template goes
+    around them.
     """
 
     name: str
@@ -133,6 +144,7 @@ class WritingTask:
     test: Pairs
     metric: Callable[[Sequence[str], Pairs], float]
     dummy: Callable[[Pairs], list[str]]
+    chat: bool = False
 
     def baseline(self) -> float:
         """The metric of the dummy on the test split."""

@@ -1,0 +1,210 @@
+"""`instructions` asks what its data card says: what is called new is new, and the answers are right."""
+
+from collections import Counter
+from itertools import islice
+from random import Random
+
+from course_lib import tasks, town
+from course_lib.grammar import Slot
+from course_lib.tasks import instructions as task_of
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.load("instructions")
+
+
+@pytest.fixture
+def world():
+    return task_of.World(Random(1), town.town().places[:50], set())
+
+
+def rows(split, *names):
+    return list(zip(split.texts, split.labels, *(split.info[name] for name in names), strict=True))
+
+
+def made(world, kind, n=60):
+    """Facts of the instruction, text and answer of so many examples of a kind."""
+    return [task_of.KINDS[kind](world) for _ in range(n)]
+
+
+def test_sizes(task):
+    kinds, kept = len(task_of.USUAL_KINDS), len(task_of.KEPT_KINDS)
+    assert (kinds, kept) == (24, 5)
+    assert (len(task.train), len(task.validation)) == (task_of.TRAIN, task_of.VALIDATION)
+    sizes = {name: n * (kept if name == task_of.NEW_KINDS else kinds) for name, n in task_of.TEST_OF_KIND.items()}
+    assert Counter(task.test.info["split"]) == sizes | {task_of.TOWN: 2 * task_of.PARTS[2]}
+    assert set(Counter(task.train.info["kind"]).values()) == {task_of.TRAIN // kinds}
+    assert task.chat
+
+
+def test_every_kind_is_asked_in_ten_ways():
+    assert set(task_of.grammar()) == set(task_of.KINDS)
+    for kind, ways in task_of.grammar().items():
+        assert len(ways) == 10 and len({str(way) for way in ways}) == 10, kind
+
+
+def test_kept_kinds_and_kept_ways_are_in_no_training(task):
+    def slots(kind):
+        return any(isinstance(part, Slot) for way in task_of.grammar()[kind] for part in way)
+
+    assert not set(task.train.info["kind"]) & set(task_of.KEPT_KINDS)
+    trained = set(task.train.info["instruction"]) | set(task.validation.info["instruction"])
+    new = [
+        said
+        for said, kind, split in zip(*(task.test.info[name] for name in ("instruction", "kind", "split")), strict=True)
+        if split == task_of.NEW_WAYS and not slots(kind)
+    ]
+    assert len(set(new)) > 15 and not set(new) & trained
+
+
+def test_splits_share_no_place(task):
+    """Outside of the town every name is asked about once; the places of the town are in one split each."""
+    here = {place.name: place for place in town.town().places}
+    asked = {}
+    for name in ("train", "validation", "test"):
+        split = getattr(task, name)
+        recalled = [said for _, _, said, kind in rows(split, "instruction", "kind") if kind.startswith("recall")]
+        asked[name] = {max((known for known in here if known in said), key=len) for said in recalled}
+        texts = [text for text in split.info["context"] if text]
+        assert len(set(texts)) == len(texts)
+    assert not asked["train"] & asked["test"] and not asked["train"] & asked["validation"]
+    assert not any(here[name].owner.last in name for names in asked.values() for name in names)
+
+
+@pytest.mark.parametrize(
+    "kind", ["owner", "street", "since", "closed", "price", "offer", "seats", "arrival", "last_stop", "writer"]
+)
+def test_what_is_to_be_found_stands_in_the_text(kind, world):
+    for _, text, answer in made(world, kind):
+        assert answer in text and answer
+
+
+def test_hours_and_trams_are_written_in_a_form_of_their_own(world):
+    for _, text, answer in made(world, "hours"):
+        assert all(time in text for time in answer.split(" to "))
+    for _, text, answer in made(world, "tram"):
+        line, stop = answer.removeprefix("tram ").split(" to ")
+        assert line in text and stop in text
+
+
+def test_what_is_missing_is_not_in_the_text(world):
+    answers = Counter()
+    for facts, text, answer in made(world, "missing", 200):
+        answers[answer == task_of.MISSING] += 1
+        assert facts["question"].endswith(("?", ".")) and (answer == task_of.MISSING or answer in text)
+    assert 0.5 < answers[True] / 200 < 0.8
+
+
+def test_yes_and_no(world):
+    said = Counter()
+    for facts, text, answer in made(world, "is_closed", 200):
+        said[answer] += 1
+        assert (answer == "Yes.") == (facts["day"] in text)
+    assert set(said) == {"Yes.", "No."} and min(said.values()) > 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "best"),
+    [
+        ("older", lambda p: p.since, min), ("larger", lambda p: p.seats, max),
+        ("later", lambda p: int(p.closes.replace(":", "")), max),
+    ],
+)  # fmt: skip
+def test_comparisons_are_right(kind, value, best, world, monkeypatch):
+    places, stranger = [], world.stranger
+
+    def remembered():
+        places.append(stranger())
+        return places[-1]
+
+    monkeypatch.setattr(world, "stranger", remembered)
+    first = 0
+    for _ in range(60):
+        places.clear()
+        [(_, text, answer)] = made(world, kind, 1)
+        assert answer == best((places[0], places[-1]), key=value).name
+        first += text.index(answer) < len(text) / 2
+    assert 10 < first < 50, "the answer is not always in the same text"
+
+
+def test_timetables(world):
+    for (_, text, count), (_, listed, stops) in zip(made(world, "stops"), made(world, "stop_list"), strict=True):
+        assert int(count) == len(text.split("\n")) - 1
+        assert [row.rsplit(" ", 1)[0] for row in listed.split("\n")[1:]] == [
+            s.removeprefix("- ") for s in stops.split("\n")
+        ]
+
+
+def test_rewritten_sentences(world):
+    for kind, mark in (("question", "?"), ("negate", ".")):
+        for facts, text, answer in made(world, kind):
+            assert not text and answer.endswith(mark) and answer != facts["sentence"]
+    assert all(" not " in answer for _, _, answer in made(world, "negate"))
+
+
+def test_memory_is_asked_for_the_towns_facts(world):
+    here = {place.name: place for place in town.town().places}
+    for facts, text, answer in made(world, "recall_owner"):
+        assert not text and answer == here[facts["name"]].owner.name
+    for facts, _, answer in made(world, "recall_since"):
+        assert answer == str(here[facts["name"]].since)
+
+
+def test_the_whole_test_part_of_the_town_is_asked_about(task):
+    asked = task.test.where("split", [task_of.TOWN])
+    here = {place.name: place for place in town.town().places}
+    about = Counter(max((known for known in here if known in said), key=len) for said in asked.texts)
+    assert len(about) == task_of.PARTS[2] and set(about.values()) == {2}
+
+
+def test_taught_facts_are_new_and_asked_for_in_other_words(task):
+    more = task_of.teach(task, places=10, times=3)
+    taught, asked = more.train.where("split", [task_of.TAUGHT]), more.test.where("split", [task_of.TAUGHT])
+    assert (len(taught), len(asked)) == (60, 20) and len(more.train) == len(task.train) + 60
+    assert set(taught.labels) == set(asked.labels) and not set(taught.texts) & set(asked.texts)
+    assert not any(name.name in text for name in town.town().places for text in asked.texts)
+    assert set(Counter(asked.labels).values()) <= {1, 2}
+
+
+def test_a_text_has_all_that_was_asked_for(world):
+    for kind in ("form", "table", "short"):
+        for _, text, answer in made(world, kind):
+            values = answer.replace("\n", " | ").replace(", ", " | ").replace(": ", " | ").split(" | ")
+            found = [value in text for value in values if value not in ("Name", "Kind", "Owner", "Opens", "Closes")]
+            assert all(found)
+
+
+def test_texts_are_short(task):
+    assert max(map(len, task.train.info["context"])) < 3 * task_of.LONGEST
+
+
+def test_the_same_every_time(task):
+    task_of.load.cache_clear()
+    assert task_of.load().train.texts == task.train.texts
+
+
+def test_measures(task):
+    labels = list(task.test.labels)
+    assert task_of.exact_match(labels, task.test) == 1
+    assert task_of.hits([f" {labels[0]}\n", *[""] * (len(labels) - 1)], task.test) == [True] + [False] * (
+        len(labels) - 1
+    )
+    assert set(task_of.rouge(labels, task.test)) == {1.0}
+    half = task.test.rows([task.test.info["kind"].index("form")])
+    assert 0 < task_of.rouge([half.labels[0].split("\n")[0]], half)[0] < 1
+    by_kind = task_of.by_kind(task_of.hits(labels, task.test), task.test)
+    assert set(by_kind) == set(task_of.KINDS) and set(by_kind.values()) == {1.0}
+
+
+def test_the_dummy_has_read_nothing(task):
+    said = task.dummy(task.test)
+    assert len(set(zip(task.test.info["kind"], said, strict=True))) == len(task_of.KINDS)
+    assert 0.03 < task.baseline() < 0.15
+
+
+def test_examples_take_turns(world):
+    kinds = ("owner", "hours")
+    assert [one.kind for one in islice(task_of.examples(world, kinds), 4)] == ["owner", "hours"] * 2
