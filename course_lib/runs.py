@@ -29,7 +29,8 @@ class Run:
 
     A run that only measures speed has no accuracies, no validation and no predictions.
 
-    spec: what was asked (task, method, learning rate, seed, …). losses and validation have one entry an epoch.
+    spec: what was asked (task, method, learning rate, seed, …). losses, validation and validation_losses have one entry
+    an epoch.
     predictions, labels: of each test row, the label index that was said and the right one, or the texts.
     counted_bytes and predicted_bytes: by part, see `course_lib.memory`. peak_bytes: torch's allocated peak, None where
     there is no CUDA device.
@@ -46,6 +47,7 @@ class Run:
     accuracy: float | None = None
     train_accuracy: float | None = None
     validation: list[float] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
     predictions: list[int] | list[str] = field(default_factory=list)
     labels: list[int] | list[str] = field(default_factory=list)
     counted_bytes: dict[str, int] = field(default_factory=dict)

@@ -72,6 +72,41 @@ def test_padding_is_neither_seen_nor_trained(tokenizer):
     assert model(**batch).loss.item() == pytest.approx(mean, rel=1e-5)
 
 
+def test_prompts_are_trained_on_when_asked_for(tokenizer):
+    plain, whole = (examples_of(TASK, tokenizer, 64, train_on_prompt=on) for on in (False, True))
+    batch = whole.collate(whole.rows("train"))
+    seen = batch["attention_mask"] == 1
+    assert (batch["labels"] == torch.where(seen, batch["input_ids"], IGNORED)).all()
+    model, rows = small(tokenizer), plain.rows("validation")
+    assert whole.loss(model, rows) == plain.loss(model, rows), "what is judged is the text alone"
+    assert whole.answer(model, rows) == plain.answer(model, rows)
+    learned, other = small(tokenizer), small(tokenizer)
+    fit(learned, tokenizer), fit(other, tokenizer, train_on_prompt=True)
+    assert not torch.equal(learned.lm.lm_head.weight, other.lm.lm_head.weight)
+
+
+def test_the_loss_is_that_of_all_tokens_of_the_texts(tokenizer):
+    examples, model = examples_of(TASK, tokenizer, 64), small(tokenizer).eval()
+    rows = examples.rows("train")
+    at_once = model(**examples.collate(rows)).loss.item()
+    assert examples.loss(model, rows, batch_size=2) == pytest.approx(at_once, rel=1e-5)
+    run = fit(small(tokenizer), tokenizer, epochs=3)
+    assert len(run.validation_losses) == 3 and min(run.validation_losses) > 0
+
+
+CHAT = WritingTask("chat", pairs(6), pairs(3), pairs(4), exact, lambda split: ["open"] * len(split), chat=True)
+
+
+def test_in_a_chat_the_template_says_what_is_trained(tokenizer):
+    for row, prompt, text in zip(
+        examples_of(CHAT, tokenizer, 64).rows("train"), CHAT.train.texts, CHAT.train.labels, strict=True
+    ):
+        talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        wanted = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+        assert row["input_ids"] == wanted["input_ids"]
+        assert [y != IGNORED for y in row["labels"]] == [bool(on) for on in wanted["assistant_masks"]]
+
+
 @pytest.mark.parametrize("method", STEERED)
 def test_what_is_written_depends_on_no_neighbour(method, tokenizer):
     model = small(tokenizer)

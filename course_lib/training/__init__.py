@@ -44,6 +44,7 @@ class Recipe:
     epoch (ULMFiT §3.3, which takes one block an epoch).
     patience: stop after so many epochs without a better validation metric; None trains all epochs.
     The weights of the best epoch on validation are kept in either case.
+    train_on_prompt: of a task of writing, let the loss see the prompts, too.
     precision: bf16 autocast or fp32; "auto" takes bf16 where the hardware multiplies it natively.
     """
 
@@ -60,6 +61,7 @@ class Recipe:
     patience: int | None = None
     precision: str = "auto"
     max_length: int = 128
+    train_on_prompt: bool = False
     seed: int = 0
     hparams: dict = field(default_factory=dict)
 
@@ -170,7 +172,7 @@ def fit(
 def _train(model, tokenizer, task, method, recipe, features, folder, progress, resumable) -> Run:
     set_seed(recipe.seed)
     home = model.device
-    examples = examples_of(task, tokenizer, recipe.max_length, features)
+    examples = examples_of(task, tokenizer, recipe.max_length, features, recipe.train_on_prompt)
     splits = {name: examples.rows(name) for name in ("train", "validation", "test")}
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16())
     counted = count_step(model, _longest(splits["train"], recipe, examples, model.device))
@@ -239,6 +241,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         accuracy=examples.score(predictions, task.test),
         train_accuracy=train_accuracy,
         validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
+        validation_losses=[row["eval_loss"] for row in history if "eval_loss" in row],
         kept_last=METHODS[method].after_step is not None,
         losses=[row["loss"] for row in history if "loss" in row],
         predictions=predictions,

@@ -27,6 +27,7 @@ class WritingTrainer(QuietTrainer):
         split = self.examples.task.validation
         written = self.examples.answer(self.model, self.eval_dataset)
         metrics = {"eval_accuracy": self.examples.task.metric(written, split)}
+        metrics["eval_loss"] = self.examples.loss(self.model, self.eval_dataset)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -81,19 +82,30 @@ class Labelling:
 IGNORED = -100
 
 
+def chats(tokenizer, prompts: Sequence[str]) -> list[str]:
+    """Each prompt as what a user says, in the tokenizer's chat template, up to where the assistant's answer begins."""
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
 class Writing:
-    """Prompts to texts. A row holds the ids of prompt, text and end token; its labels leave the prompt out."""
+    """Prompts to texts. A row holds the ids of prompt, text and end token; its labels leave the prompt out.
+
+    train_on_prompt: whether batches for training have labels for the prompt, too.
+    """
 
     trainer = WritingTrainer
     compute_metrics = None
 
-    def __init__(self, tokenizer, task: WritingTask, max_length: int):
+    def __init__(self, tokenizer, task: WritingTask, max_length: int, train_on_prompt: bool = False):
         self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
+        self.train_on_prompt = train_on_prompt
 
     def rows(self, name: str) -> list[dict]:
         """The rows of a split; raises ValueError if one is longer than max_length: cut texts teach to stop anywhere."""
         split, end = getattr(self.task, name), self.tokenizer.eos_token_id
-        prompts, texts = (self.tokenizer(list(column))["input_ids"] for column in (split.texts, split.labels))
+        asked = chats(self.tokenizer, split.texts) if self.task.chat else list(split.texts)
+        prompts, texts = (self.tokenizer(column)["input_ids"] for column in (asked, list(split.labels)))
         rows = [
             {"input_ids": [*prompt, *text, end], "labels": [IGNORED] * len(prompt) + [*text, end]}
             for prompt, text in zip(prompts, texts, strict=True)
@@ -104,8 +116,10 @@ class Writing:
         return rows
 
     def collate(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """A batch, padded at its end."""
+        """A batch for training, padded at its end."""
+        return self._padded(rows, "input_ids" if self.train_on_prompt else "labels")
 
+    def _padded(self, rows: Sequence[dict], labels: str) -> dict[str, torch.Tensor]:
         def padded(name: str, filler: int) -> torch.Tensor:
             return pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=filler)
 
@@ -113,8 +127,21 @@ class Writing:
         return {
             "input_ids": padded("input_ids", self.tokenizer.pad_token_id),
             "attention_mask": pad_sequence(mask, batch_first=True),
-            "labels": padded("labels", IGNORED),
+            "labels": padded(labels, IGNORED),
         }
+
+    @torch.no_grad()
+    def loss(self, model, rows: Sequence[dict], batch_size: int = 64) -> float:
+        """Mean loss of a token of the texts, end tokens included, in nats."""
+        model.eval()
+        total = tokens = 0
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+        for start in range(0, len(rows), batch_size):
+            batch = self._padded(rows[start : start + batch_size], "labels")
+            count = (batch["labels"] != IGNORED).sum().item()
+            total += count * model(**{k: v.to(model.device) for k, v in batch.items()}).loss.item()
+            tokens += count
+        return total / tokens
 
     def answer(self, model, rows: Sequence[dict]) -> list[str]:
         """What the model writes after the prompt of each row."""
@@ -126,8 +153,10 @@ class Writing:
         return self.task.metric(answers, split)
 
 
-def examples_of(task, tokenizer, max_length: int, features=None) -> Labelling | Writing:
-    """The examples of a task of either kind."""
+def examples_of(task, tokenizer, max_length: int, features=None, train_on_prompt: bool = False) -> Labelling | Writing:
+    """The examples of a task of either kind; raises ValueError for prompts that are to be trained on and are none."""
     if isinstance(task, WritingTask):
-        return Writing(tokenizer, task, max_length)
+        return Writing(tokenizer, task, max_length, train_on_prompt)
+    if train_on_prompt:
+        raise ValueError(f"{task.name} has labels and no prompts: leave train_on_prompt out.")
     return Labelling(tokenizer, task, max_length, features)
