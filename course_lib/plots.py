@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -295,6 +296,36 @@ def tradeoff(
 
     data = {name: dict(point) | {"scores": list(scores[name])} for name, point in points.items()}
     return _picture(4 * len(costs), 4.4, alt, data, draw, columns=len(costs))
+
+
+def tokens(texts: Sequence[str], trained: Sequence[bool], *, title: str, alt: str, columns: int = 84) -> Picture:
+    """Tokens one behind the other, each in a box: trained ones dark with a line under them, the others pale.
+
+    Line breaks are shown as ↵, and break the line.
+    """
+    placed, row, at = [], 0, 0
+    for text, on in zip(texts, trained, strict=True):
+        shown = text.replace("\n", "↵")
+        if at and at + len(shown) > columns:
+            row, at = row + 1, 0
+        placed.append((shown, on, row, at))
+        row, at = (row + text.count("\n"), 0) if "\n" in text else (row, at + len(shown))
+
+    def draw(axes):
+        axes.set(xlim=(0, columns), ylim=(-row - 0.6, 0.6))
+        axes.set_title(title)
+        axes.axis("off")
+        for shown, on, line, start in placed:
+            colour, face = ("#000000", "#F3CE8A") if on else ("#444444", "#eeeeee")
+            place, width = (start + 0.06, -line - 0.36), len(shown) - 0.12
+            axes.add_patch(Rectangle(place, width, 0.72, facecolor=face, edgecolor="none"))
+            axes.text(start, -line, shown, family="monospace", fontsize=10.5, color=colour, va="center")
+            if on:
+                axes.plot((place[0], place[0] + width), (place[1], place[1]), color=COLOURS[1], linewidth=1.5)
+
+    return _picture(
+        7.6, 0.7 + 0.27 * (row + 1), alt, {"tokens": list(texts), "trained": list(map(bool, trained))}, draw
+    )
 
 
 def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, alt: str) -> Picture:

@@ -1,6 +1,7 @@
-"""Sliders over a figure that GitHub, nbconvert, nbval and a live notebook all show."""
+"""Sliders over a figure, and questions to a model, that GitHub, nbconvert, nbval and a live notebook all show."""
 
 import base64
+import html
 from collections.abc import Callable
 
 from course_lib.plots import Picture
@@ -42,3 +43,34 @@ class Explorer:
         bundle = self.box._repr_mimebundle_()
         static = {"text/plain": self.first.alt, "image/png": base64.b64encode(self.first.png).decode()}
         return {**bundle, **static}
+
+
+class Dialog:
+    """A text box and a button; what answer(text) says to the text stands below.
+
+    The output carries the first text with its answer as plain text, so that it is there without a kernel too. An error
+    in the first answer is an error of the cell; a later one is shown in place of an answer.
+    """
+
+    def __init__(self, answer: Callable[[str], str], first: str):
+        self.answer, self.first = answer, f"{first}\n\n{answer(first)}"
+        self.text = ipywidgets.Textarea(value=first, rows=6, layout={"width": "46em"})
+        self.button = ipywidgets.Button(description="Ask", button_style="primary")
+        self.said = ipywidgets.HTML(value=_plain(self.first.removeprefix(f"{first}\n\n")))
+        self.button.on_click(self._ask)
+        self.box = ipywidgets.VBox([self.text, self.button, self.said])
+
+    def _ask(self, _button) -> None:
+        self.said.value = "…"
+        try:
+            said = self.answer(self.text.value)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        self.said.value = _plain(said)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {**self.box._repr_mimebundle_(), "text/plain": self.first}
+
+
+def _plain(text: str) -> str:
+    return f"<pre style='white-space: pre-wrap'>{html.escape(text)}</pre>"

@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05
+from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06
 from course_lib.experiments import peft_taxonomy
 
 import numpy as np
@@ -116,6 +116,53 @@ def angles(p, e):
     return torch.nn.functional.normalize(p, dim=1) @ torch.nn.functional.normalize(e, dim=1).T
 
 
+def told(turns, open_turn=False, between="", end="<end>"):
+    said = between.join(f"<{role}>{text}{end}" for role, text in turns)
+    return said + ("<assistant>" if open_turn else "")
+
+
+def turn_labels(turns, role, end=True, trained=("assistant",)):
+    labels = []
+    for who, ids in turns:
+        learned = [ids[0] if role else -100, *ids[1:-1], ids[-1] if end else -100]
+        labels += learned if who in trained else [-100] * len(ids)
+    return labels
+
+
+def common(a, b):
+    if not a or not b:
+        return 0
+    return 1 + common(a[1:], b[1:]) if a[0] == b[0] else max(common(a[1:], b), common(a, b[1:]))
+
+
+def rouge(said, wanted, share="f1", lower=True, length=common):
+    a, b = (text.lower().split() if lower else text.split() for text in (said, wanted))
+    found = length(a, b)
+    return {"p": found / len(a), "r": found / len(b), "f1": 2 * found / (len(a) + len(b))}[share]
+
+
+def run_of(a, b):
+    runs = [{tuple(words[i:j]) for j in range(len(words) + 1) for i in range(j)} for words in (a, b)]
+    return max(map(len, runs[0] & runs[1]), default=0)
+
+
+def pack(lengths, room, spare=0, check=True):
+    rows, left = [], -1
+    for i, length in enumerate(lengths):
+        if check and length > room:
+            raise ValueError(i)
+        if length + spare > left:
+            rows.append([])
+            left = room
+        rows[-1].append(i)
+        left -= length
+    return rows
+
+
+def dpo(c, r, cr, rr, b):
+    return -torch.log(torch.sigmoid(b * ((c - cr) - (r - rr))))
+
+
 RIGHT = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: e * ceil_div(ceil_div(n, b), a)),
     (
@@ -148,6 +195,11 @@ RIGHT = [
     (lesson_05.attend, look),
     (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt)) + [*text, end]),
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(1)),
+    (lesson_06.render, told),
+    (lesson_06.labels_of, lambda turns: turn_labels(turns, role=False)),
+    (lesson_06.rouge_l, rouge),
+    (lesson_06.pack_greedily, pack),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: -torch.nn.functional.logsigmoid(b * (c - cr - r + rr))),
 ]
 WRONG = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),
@@ -189,6 +241,35 @@ WRONG = [
     (lesson_01.kept_epoch, lambda v, p: early(v, 1), "forgives one bad epoch"),
     (lesson_01.kept_epoch, lambda v, p: early(v, p) + 1, "Off by one"),
     (lesson_01.kept_epoch, lambda v, p: impatient(v, p), "added up over the whole run"),
+    (lesson_06.render, lambda t, o: told(t, o, between="\n"), "something between"),
+    (lesson_06.render, lambda t, o: told(t, o).removesuffix("<end>"), "last turn has no end"),
+    (lesson_06.render, lambda t, o: told(t, o, end="") + "<end>", "Only one turn ends"),
+    (lesson_06.render, lambda t, o: told(t, True), "without being asked"),
+    (lesson_06.render, lambda t, o: told(t), "changes nothing"),
+    (lesson_06.render, lambda t, o: told(t, o) + ("<end>" if o else ""), "must not end"),
+    (lesson_06.render, lambda t, o: t, "A text is asked for"),
+    (lesson_06.labels_of, lambda t: [i for _, ids in t for i in ids], "user's turns are trained"),
+    (lesson_06.labels_of, lambda t: turn_labels(t, role=True), "role token is trained"),
+    (lesson_06.labels_of, lambda t: turn_labels(t, role=False, end=False), "never stops"),
+    (lesson_06.labels_of, lambda t: [-100] * 10 + turn_labels(t[3:], role=False), "Only the last answer"),
+    (lesson_06.labels_of, lambda t: [*turn_labels(t, role=False)[1:], -100], "moved by one"),
+    (lesson_06.labels_of, lambda t: turn_labels(t[1:2], role=False), "labels for 13 ids"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, "p"), "That is the precision"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, "r"), "That is the recall"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=run_of), "side by side"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=lambda x, y: len(set(x) & set(y))), "in any order"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, lower=False), "one word here"),
+    (lesson_06.pack_greedily, lambda n, room: [[n[i] for i in row] for row in pack(n, room)], "lengths, not indices"),
+    (lesson_06.pack_greedily, lambda n, room: pack(n, room, spare=1), "filled to its last place"),
+    (lesson_06.pack_greedily, lambda n, room: pack(n, room + 1), "room for 8"),
+    (lesson_06.pack_greedily, lambda n, room: [[], *pack(n, room)], "empty row"),
+    (lesson_06.pack_greedily, lambda n, room: pack(n, room)[:-1], "in one row, once"),
+    (lesson_06.pack_greedily, lambda n, room: pack(n, room, check=False), "put into a row of 8"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(c, r, 0 * cr, 0 * rr, b), "agree it is log 2"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(r, c, rr, cr, b), "sign is wrong"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(c, r, cr, rr, 1), "β is missing"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: -dpo(c, r, cr, rr, b), "log 2"),
+    (lesson_06.dpo_loss, dpo, "overflows"),
     (lesson_03.lora_parameters, lambda shapes, r: sum(r * d * k for d, k in shapes), "whole matrix"),
     (lesson_03.lora_parameters, lambda shapes, r: sum(r * k for _, k in shapes), "one of the two factors"),
     (lesson_03.lora_parameters, lambda shapes, r: r * sum(shapes[0]), "Add up over all"),

@@ -6,7 +6,7 @@ import struct
 from course_lib import plots
 from course_lib.methods import FAMILIES, METHODS, UNTRAINED
 from course_lib.plots import Picture, human, human_bytes
-from course_lib.widgets import Explorer
+from course_lib.widgets import Dialog, Explorer
 
 import ipywidgets
 import numpy as np
@@ -49,6 +49,10 @@ PICTURES = {
     "tradeoff": (
         lambda: plots.tradeoff(POINTS, SCORES, y="accuracy", baseline=("dummy", 0.33), **TEXT),
         {name: POINTS[name] | {"scores": SCORES[name]} for name in POINTS},
+    ),
+    "tokens": (
+        lambda: plots.tokens(["a", " b\n", "c"], [False, False, True], **TEXT),
+        {"tokens": ["a", " b\n", "c"], "trained": [False, False, True]},
     ),
     "ranked": (
         lambda: plots.ranked(SCORES, {"full": "all", "head": "some"}, x="accuracy", baseline=("dummy", 0.3), **TEXT),
@@ -172,3 +176,31 @@ def test_explorer_draws_when_the_handle_is_let_go(explorer):
 def test_error_in_the_first_drawing_is_raised():
     with pytest.raises(ZeroDivisionError):
         Explorer(lambda n: drawn(1 // n), n=ipywidgets.IntSlider(0, min=0, max=3))
+
+
+def test_tokens_break_lines_where_they_must():
+    texts = ["<user>", "How", " many", "?\n", "x" * 50, "y" * 50, "<end>"]
+    picture = plots.tokens(texts, [False] * 4 + [True] * 3, title="t", alt="said", columns=60)
+    other = plots.tokens(texts, [True] * 7, title="t", alt="said", columns=60)
+    assert picture.data == {"tokens": texts, "trained": [False] * 4 + [True] * 3}
+    assert picture.png != other.png and picture.alt == "said"
+    longer = plots.tokens(texts, [True] * 7, title="t", alt="said", columns=200)
+    assert longer.png != other.png
+
+
+def test_a_dialog_answers_and_shows_its_first_answer_without_a_kernel():
+    dialog = Dialog(lambda text: f"<b>{text.upper()}</b>", "is it open?")
+    assert dialog._repr_mimebundle_()["text/plain"] == "is it open?\n\n<b>IS IT OPEN?</b>"
+    assert "&lt;b&gt;IS IT OPEN?" in dialog.said.value
+    dialog.text.value = "since when?"
+    dialog.button.click()
+    assert "SINCE WHEN?" in dialog.said.value
+
+
+def test_a_dialog_shows_what_went_wrong():
+    dialog = Dialog(lambda text: text[0], "why?")
+    dialog.text.value = ""
+    dialog.button.click()
+    assert "IndexError" in dialog.said.value
+    with pytest.raises(IndexError):
+        Dialog(lambda text: text[0], "")

@@ -7,7 +7,10 @@ from importlib import import_module
 
 from course_lib.errors import unknown
 
-EXPERIMENTS = ("full_vs_feature_based", "peft_taxonomy", "lora", "lora_speed", "qlora_memory", "prefix_tuning")
+EXPERIMENTS = (
+    "full_vs_feature_based", "peft_taxonomy", "lora", "lora_speed", "qlora_memory", "prefix_tuning",
+    "instruction_tuning",
+)  # fmt: skip
 
 
 def experiment(name: str):
