@@ -208,15 +208,22 @@ def lm_folder() -> Path:
     return folder
 
 
-def lm(**overrides) -> tuple[LanguageModel, object]:
+def lm(*, pretrained: bool = True, seed: int = 0, **overrides) -> tuple[LanguageModel, object]:
     """The course's language model, town-lm (its model card: data/models/town-lm/README.md), and its tokenizer.
 
-    `overrides` go to the config (e.g. attn_implementation="eager"). COURSE_MODELS=hub gives SmolLM2-135M instead.
+    pretrained=False gives the same network with random weights drawn from `seed`. `overrides` go to the config (e.g.
+    attn_implementation="eager"). COURSE_MODELS=hub gives SmolLM2-135M instead.
     """
     quiet()
     folder = lm_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **overrides)
+    if pretrained:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **overrides)
+    else:
+        config = AutoConfig.from_pretrained(folder, **overrides)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LanguageModel(model), tokenizer

@@ -1,6 +1,7 @@
 """The study of instruction tuning compares what is equal, and what is packed is what was padded."""
 
 from collections import Counter
+from itertools import pairwise
 
 from course_lib import models, tasks
 from course_lib.experiments import instruction_tuning as study
@@ -34,16 +35,17 @@ def tokenizer():
 
 @pytest.fixture
 def small_lm(monkeypatch, tokenizer):
-    def lm():
+    def lm(**_):
         return LanguageModel(tiny("llama-3.2-1b", vocab_size=len(tokenizer), max_position_embeddings=1024)), tokenizer
 
     monkeypatch.setattr(models, "lm", lm)
 
 
 @pytest.mark.parametrize("name", study.SETTINGS)
-def test_every_setting_sees_as_many_examples(name):
+def test_every_setting_takes_as_many_steps_unless_it_says_otherwise(name):
     setting, spec = study.SETTINGS[name], study.make_spec(name, 1e-3)
-    assert spec["epochs"] * spec["size"] == study.SEEN and setting.start in study.RATES
+    assert setting.epochs == 1 or spec["epochs"] * spec["size"] == study.SEEN
+    assert setting.start in study.RATES
     assert METHODS[setting.method].count(models.config(models.LM_FOLDER), **setting.hparams) > 0
     assert setting.rate_of is None or study.SETTINGS[setting.rate_of].rate_of is None
 
@@ -55,16 +57,53 @@ def test_every_setting_has_its_examples(name):
     assert len(task.train) == setting.size
     assert setting.size == task_of.TRAIN or task.train.texts != other.train.texts
     kinds = set(task.train.info["kind"])
-    assert set(task.validation.info["kind"]) == kinds
-    assert len(kinds) == (setting.kinds or len(task_of.USUAL_KINDS))
-    assert not kinds & set(task_of.KEPT_KINDS)
-    parts = Counter(task.test.info["split"])
-    assert (task_of.TAUGHT in parts) == setting.taught and parts[task_of.NEW_KINDS] == 200
+    assert set(task.validation.info["kind"]) == kinds and not kinds & set(task_of.KEPT_KINDS)
+    wanted = len(task_of.USUAL_KINDS) if setting.kinds is None else setting.kinds
+    assert kinds == set(wanted) if isinstance(wanted, tuple) else len(kinds) == wanted
 
 
-def small(monkeypatch, **settings):
+def test_more_kinds_include_the_fewer():
+    for seed in study.SEEDS:
+        drawn = [
+            set(
+                study.examples(study.make_spec(f"full, {k} kinds, {study.FEW} examples", 1e-3, seed)).train.info["kind"]
+            )
+            for k in study.KINDS
+        ]
+        assert all(few < more for few, more in pairwise(drawn))
+
+
+def test_facts_are_taught_to_one_of_two_that_are_else_alike():
+    known, new = (study.examples(study.make_spec(f"full, {which} facts", 1e-3)).train for which in ("known", "new"))
+    same = set(known.texts) & set(new.texts)
+    facts = task_of.FACTS * study.TIMES
+    assert len(same) >= study.SIZE - facts - 20
+    taught = set(tasks.load("instructions").test.where("split", [task_of.TAUGHT]).labels)
+    assert taught <= set(new.labels[-facts:]) and not taught <= set(known.labels)
+
+
+def test_wrong_answers_are_those_of_others_of_the_kind():
+    right, wrong = (study.examples(study.make_spec(name, 1e-3)).train for name in ("full", "full, wrong answers"))
+    assert right.texts == wrong.texts
+    for kind in task_of.USUAL_KINDS:
+        rows = [right.where("kind", [kind]).labels, wrong.where("kind", [kind]).labels]
+        assert sorted(rows[0]) == sorted(rows[1])
+    changed = np.mean([a != b for a, b in zip(right.labels, wrong.labels, strict=True)])
+    assert 0.6 * study.WRONG < changed <= study.WRONG
+
+
+def test_the_untuned_model_is_asked_in_several_ways(tokenizer):
+    rows = tasks.load("instructions").test.rows([0])
+    prompts = {way: study.asked(tokenizer, way, rows)[0] for way in study.UNTUNED}
+    assert len(set(prompts.values())) == len(study.UNTUNED)
+    assert prompts["chat"].endswith("<assistant>") and prompts["reading"].endswith("\n\nA:")
+    assert prompts["shots"].endswith(prompts["reading"]) and prompts["shots"].count("\nA:") == 1 + study.SHOTS
+    assert "\n" not in prompts["quiz"].removeprefix("Questions\n").removesuffix("\nA:")
+
+
+def small(monkeypatch):
     monkeypatch.setattr(study, "SEEN", 16)
-    monkeypatch.setattr(study, "SETTINGS", {"few": study.Setting("few", "lora", 1e-3, {"r": 2}, size=8, **settings)})
+    monkeypatch.setattr(study, "SETTINGS", {"few": study.Setting("few", "lora", 1e-3, {"r": 2}, size=8)})
     load = tasks.load("instructions")
     few = [i for i in range(0, len(load.test), 40)]
     task = load.smaller(validation=4)
@@ -81,7 +120,8 @@ def test_runs_say_what_their_answers_are_worth(small_lm, monkeypatch):
     assert sum(map(sum, run.extra["hits"].values())) == pytest.approx(run.accuracy * len(test))
     assert len(run.extra["rouge"]) == len(run.extra["hits"][task_of.NEW_KINDS]) and not run.predictions
     assert all(right != said.strip() for _, right, said in run.extra["said"]) and 1 <= len(run.extra["said"]) < 21
-    assert len(run.validation_losses) == 2
+    assert len(run.validation_losses) == 2 and run.kept_last
+    assert len(run.extra["unasked"]) == len(study.with_text(test)) > 0
     assert study.tuned(list(log.runs.values()), "few") == []
 
 
@@ -90,7 +130,7 @@ def test_the_untuned_model_is_asked_in_both_ways(small_lm, monkeypatch):
     log = RunLog()
     study.untuned(log)
     runs = list(log.runs.values())
-    assert [run.spec["untuned"] for run in runs] == ["chat", "plain"]
+    assert [run.spec["untuned"] for run in runs] == list(study.UNTUNED)
     assert (study.exact(runs, task_of.NEW_PLACES) == 0).all()
 
 
@@ -104,11 +144,12 @@ def test_a_rate_may_be_that_of_another_setting(monkeypatch):
         return Run(spec=spec, validation=[score], peak_bytes=None, precision="fp32", **none)
 
     monkeypatch.setattr(study, "train", train)
-    log, fewest = RunLog(), f"full, 2 kinds, {study.FEW} examples"
-    study.compare(log, [fewest])
-    assert {rate for name, rate, _ in asked if name == fewest} == {3e-4}
-    assert {seed for name, _, seed in asked if name == fewest} == set(study.SEEDS)
-    assert len(study.tuned(list(log.runs.values()), fewest)) == len(study.SEEDS)
+    log, other = RunLog(), "full, wrong answers"
+    study.compare(log, [other])
+    assert {rate for name, rate, _ in asked if name == other} == {3e-4}
+    assert {seed for name, _, seed in asked if name == other} == set(study.SEEDS)
+    assert {seed for name, _, seed in asked if name == "full"} == {0}
+    assert len(study.tuned(list(log.runs.values()), other)) == len(study.SEEDS)
 
 
 def hits(part, *rows):
@@ -181,16 +222,24 @@ def test_large_shapes_can_be_measured(small_lm, monkeypatch):
     monkeypatch.setattr(qlora_memory, "_config", lambda spec: config)
     monkeypatch.setattr(qlora_memory, "best_device", lambda: "cpu")
     for spec in study.large():
-        lengths = [5, 9, 7]
-        shape = {"batch_size": 1, "seq_len": 21} if spec["batch_size"] == 1 else {"batch_size": 3, "seq_len": 9}
-        run = qlora_memory.measure(spec | {"lengths": lengths} | shape)
-        assert run.extra["fits"] and run.tokens_per_second == pytest.approx(21 * qlora_memory.STEPS / run.seconds)
+        texts = [[5], [9], [7]] if all(len(row) == 1 for row in spec["texts"]) else [[5, 4], [7, 5]]
+        shape = {"texts": texts, "batch_size": len(texts), "seq_len": max(map(sum, texts))}
+        run = qlora_memory.measure(spec | shape)
+        tokens = sum(map(sum, texts))
+        assert run.extra["fits"] and run.tokens_per_second == pytest.approx(tokens * qlora_memory.STEPS / run.seconds)
+
+
+def test_large_texts_are_the_same_padded_or_packed(small_lm):
+    padded, packed = study.large()[:2]
+    assert sum(map(sum, padded["texts"])) == sum(map(sum, packed["texts"]))
+    assert packed["seq_len"] <= 4096 and packed["batch_size"] < padded["batch_size"] == 32
 
 
 def test_large_batches_hold_the_examples_and_nothing_else():
-    spec = {"shape": "1B", "lengths": [2, 3], "batch_size": 2, "seq_len": 3}
+    spec = {"shape": "1B", "texts": [[2], [3]], "batch_size": 2, "seq_len": 3}
     padded = qlora_memory._batch(spec, "cpu")
     assert padded["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert (padded["labels"] == -100).tolist() == [[False, False, True], [False] * 3]
-    packed = qlora_memory._batch(spec | {"batch_size": 1, "seq_len": 5}, "cpu")
-    assert packed["position_ids"].tolist() == [[0, 1, 0, 1, 2]] and (packed["labels"] != -100).all()
+    packed = qlora_memory._batch(spec | {"texts": [[2, 3], [4]], "seq_len": 5}, "cpu")
+    assert packed["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
+    assert (packed["labels"] == -100).tolist() == [[False] * 5, [False] * 4 + [True]]

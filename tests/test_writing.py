@@ -156,6 +156,13 @@ def test_what_is_for_classifiers_alone(settings, tokenizer):
         fit(small(tokenizer), tokenizer, **settings)
 
 
+def test_the_last_weights_are_kept_if_asked_for(tokenizer):
+    run = fit(small(tokenizer), tokenizer, epochs=3, keep_last=True)
+    assert run.kept_last and run.best_validation == run.validation[-1]
+    with pytest.raises(ValueError, match="choose one"):
+        fit(small(tokenizer), tokenizer, patience=1, keep_last=True)
+
+
 def test_patience_counts(tokenizer):
     run = fit(small(tokenizer), tokenizer, learning_rate=1e-9, epochs=6, patience=1)
     assert len(run.validation) == 2

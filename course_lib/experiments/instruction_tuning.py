@@ -1,10 +1,10 @@
-"""Instruction tuning of the course's language model: full and LoRA; how many examples, and of how many kinds of task;
-what the loss sees; what is remembered, and what can be taught. Each run is judged on places, phrasings and kinds of
-task that are new.
+"""Instruction tuning of the course's language model: full and LoRA; how many examples, of how many kinds of task, how
+often and how good; what the loss sees; what is remembered, and what can be taught. Each run is judged on places,
+phrasings and kinds of task that are new.
 
-Every run sees as many examples, the same ones repeatedly where there are fewer. The learning rate is tuned on
-validation with seed 0, by climbing one grid from a declared start; then come all seeds, each with its own draw of the
-examples. Nothing is chosen on the test split.
+Every run takes as many steps unless it says otherwise, with the same examples repeatedly where there are fewer, and
+keeps the weights of the last one. The learning rate is tuned on validation with seed 0, by climbing one grid from a
+declared start; then come all seeds, each with its own draw of the examples. Nothing is chosen on the test split.
 """
 
 import random
@@ -21,7 +21,7 @@ from course_lib.experiments.tuning import RATES, SEEDS, climb
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
-from course_lib.tasks import WritingTask
+from course_lib.tasks import Pairs, WritingTask
 from course_lib.tasks import instructions as task_of
 from course_lib.training.examples import Writing, chats
 
@@ -29,15 +29,21 @@ import numpy as np
 import torch
 
 TASK = "instructions"
-# Examples that every run sees, and of how many different ones unless it says otherwise.
+# Examples that a run sees, and of how many different ones.
 SEEN, SIZE = 4800, 1200
-STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 384}
-SIZES = (150, 300, 600, 1200, 2400, 4800)
-KINDS = (2, 4, 8, 16, 24)
+STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 384, "keep_last": True}
+SIZES = (150, 600, 1200, 4800)
+# Sizes that are seen once as well.
+ONCE = (300, 1200)
+KINDS = (2, 4, 8, 24)
 # Examples where kinds of task are compared, and twice as many.
 FEW, MORE = 400, 800
-# Made-up places that are taught, and how often each fact is asked for.
-TAUGHT, TIMES = 60, 3
+# Kinds of task that none of the kept ones is like.
+UNLIKE = ("is_closed", "missing", "group", "text_kind", "form", "table", "short", "writer")
+# How often each fact is asked for where facts are taught, and the share of answers that are wrong where some are.
+TIMES, WRONG = 3, 0.2
+# Words before which the untuned model may see how to answer, and examples that it is shown.
+SHOTS = 3
 # Batches that the speed of packing is measured on, tokens of a packed row, and repetitions.
 PACKED_EXAMPLES, PACKED_LENGTH, PACKED_ROUNDS = 96, 1024, 5
 
@@ -46,35 +52,49 @@ PACKED_EXAMPLES, PACKED_LENGTH, PACKED_ROUNDS = 96, 1024, 5
 class Setting:
     """A method with its hyper-parameters, the rate at which its tuning starts, and the examples that it learns from.
 
-    kinds: so many kinds of task (None: all); taught: with facts that are new to the model; rate_of: the setting whose
-    tuned rate it takes instead of one of its own.
+    epochs: None for as many as give the usual number of steps. kinds: so many kinds of task (None: all), or these.
+    by_heart: the part of the test whose facts some examples ask for. wrong: some answers belong to other examples of
+    their kind. rate_of: the setting whose tuned rate it takes instead of one of its own.
     """
 
     title: str
-    method: str
-    start: float
+    method: str = "full"
+    start: float = 1e-3
     hparams: dict = field(default_factory=dict)
     size: int = SIZE
-    kinds: int | None = None
+    epochs: int | None = None
+    kinds: int | tuple[str, ...] | None = None
     train_on_prompt: bool = False
-    taught: bool = False
+    by_heart: str | None = None
+    wrong: bool = False
+    pretrained: bool = True
     rate_of: str | None = None
 
 
 _LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 SETTINGS = {
-    "full": Setting("Full fine-tuning", "full", 1e-3),
+    "full": Setting("Full fine-tuning"),
     "lora": Setting("LoRA, r = 8", "lora", 3e-3, _LORA),
-    "full, prompts too": Setting("Full, loss on prompts too", "full", 1e-3, train_on_prompt=True),
-    "full, taught": Setting("Full, with new facts", "full", 1e-3, taught=True, rate_of="full"),
+    "full, random weights": Setting("Full, random weights", size=task_of.TRAIN, pretrained=False),
+    "full, prompts too": Setting("Full, loss on prompts too", train_on_prompt=True),
+    "full, prompts too, 150 examples": Setting(
+        "The same, 150 examples", size=SIZES[0], train_on_prompt=True, rate_of="full, prompts too"
+    ),
+    "full, wrong answers": Setting("One answer in five wrong", wrong=True, rate_of="full"),
+    "full, known facts": Setting("Full, known facts", by_heart=task_of.TOWN, rate_of="full"),
+    "full, new facts": Setting("Full, new facts", by_heart=task_of.TAUGHT, rate_of="full"),
 }
-SETTINGS |= {f"full, {n} examples": Setting(f"{n:,} examples", "full", 1e-3, size=n) for n in SIZES if n != SIZE}
+SETTINGS |= {f"full, {n} examples": Setting(f"{n:,} examples", size=n) for n in SIZES if n != SIZE}
+SETTINGS |= {f"full, {n} examples once": Setting(f"{n:,} examples, once", size=n, epochs=1) for n in ONCE}
+SETTINGS |= {f"full, {k} kinds, {FEW} examples": Setting(f"{k} kinds, {FEW}", size=FEW, kinds=k) for k in KINDS}
 SETTINGS |= {
-    f"full, {k} kinds, {n} examples": Setting(
-        f"{k} kinds, {n} examples", "full", 1e-3, size=n, kinds=k,
-        rate_of=None if (k, n) == (KINDS[-1], FEW) else f"full, {KINDS[-1]} kinds, {FEW} examples",
-    )
-    for k, n in (*((k, FEW) for k in KINDS), (4, MORE))
+    f"full, {KINDS[1]} kinds, {MORE} examples": Setting(
+        f"{KINDS[1]} kinds, {MORE}", size=MORE, kinds=KINDS[1], rate_of=f"full, {KINDS[1]} kinds, {FEW} examples"
+    ),
+    f"full, unlike kinds, {FEW} examples": Setting(
+        f"{len(UNLIKE)} unlike kinds, {FEW}", size=FEW, kinds=UNLIKE,
+        rate_of=f"full, {len(UNLIKE)} kinds, {FEW} examples",
+    ),
 }  # fmt: skip
 
 
@@ -83,72 +103,119 @@ def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
     chosen = SETTINGS[setting]
     return {
         "task": TASK, "setting": setting, "method": chosen.method, "hparams": chosen.hparams, "size": chosen.size,
-        "kinds": chosen.kinds, "train_on_prompt": chosen.train_on_prompt, "taught": chosen.taught,
-        "epochs": SEEN // chosen.size, "learning_rate": learning_rate, "seed": seed,
+        "epochs": chosen.epochs or SEEN // chosen.size, "learning_rate": learning_rate, "seed": seed,
     }  # fmt: skip
 
 
 def examples(spec: dict) -> WritingTask:
-    """The task with the training examples of a spec, other ones for each seed."""
-    task, seed, size = tasks.load(spec["task"]), spec["seed"], spec["size"]
-    if spec["kinds"] is not None:
-        kinds = random.Random(seed).sample(task_of.USUAL_KINDS, spec["kinds"])
+    """The task with the training examples of a spec, other ones for each seed. More kinds of task include the fewer."""
+    task, seed, setting = tasks.load(spec["task"]), spec["seed"], SETTINGS[spec["setting"]]
+    kinds = setting.kinds
+    if isinstance(kinds, int):
+        kinds = random.Random(seed).sample(task_of.USUAL_KINDS, len(task_of.USUAL_KINDS))[:kinds]
+    if kinds is not None:
         task = replace(task, train=task.train.where("kind", kinds), validation=task.validation.where("kind", kinds))
-    if not spec["taught"]:
-        return task.smaller(train=size, seed=seed)
-    taught = task_of.teach(task, TAUGHT, TIMES)
-    new = taught.train.where("split", [task_of.TAUGHT])
-    return replace(taught, train=task.train.take(size - len(new), seed) + new)
+    if setting.by_heart is not None:
+        facts = task_of.by_heart(setting.by_heart, TIMES)
+        return replace(task, train=task.train.take(spec["size"] - len(facts), seed) + facts)
+    task = task.smaller(train=spec["size"], seed=seed)
+    return replace(task, train=spoiled(task.train, seed)) if setting.wrong else task
+
+
+def spoiled(split: Pairs, seed: int) -> Pairs:
+    """The split with the answers of some rows handed on to the next such row of their kind."""
+    chosen = random.Random(seed).sample(range(len(split)), round(WRONG * len(split)))
+    labels = list(split.labels)
+    for kind in set(split.info["kind"]):
+        rows = [i for i in chosen if split.info["kind"][i] == kind]
+        for i, j in zip(rows, rows[1:] + rows[:1], strict=True):
+            labels[i] = split.labels[j]
+    return replace(split, labels=tuple(labels))
 
 
 def train(spec: dict, folder: Path | None = None) -> Run:
-    """The run that `spec` (see `make_spec`) asks for; its `extra`: see `judged`. folder: see `training.fit`."""
-    task = examples(spec)
-    model, tokenizer = models.lm()
+    """The run that `spec` (see `make_spec`) asks for; its `extra`: see `judged`, and unasked, the hits on new places
+    where the instruction is left out and the text alone is given. folder: see `training.fit`."""
+    task, setting = examples(spec), SETTINGS[spec["setting"]]
+    model, tokenizer = models.lm(pretrained=setting.pretrained, seed=spec["seed"])
     run = training.fit(
-        model.to(best_device()), tokenizer, task, spec["method"], folder=folder, hparams=spec["hparams"],
-        epochs=spec["epochs"], learning_rate=spec["learning_rate"], train_on_prompt=spec["train_on_prompt"],
+        model.to(best_device()), tokenizer, task, setting.method, folder=folder, hparams=setting.hparams,
+        epochs=spec["epochs"], learning_rate=spec["learning_rate"], train_on_prompt=setting.train_on_prompt,
         seed=spec["seed"], **STEPS,
     )  # fmt: skip
-    return judged(run, spec, task)
+    run = judged(run, spec, task)
+    rows = with_text(task.test)
+    run.extra["unasked"] = _ones(
+        task_of.hits(models.write(model, tokenizer, chats(tokenizer, rows.info["context"])), rows)
+    )
+    return run
+
+
+def with_text(test: Pairs) -> Pairs:
+    """The rows about new places whose instruction refers to a text."""
+    new = test.where("split", [task_of.NEW_PLACES])
+    return new.rows([i for i, text in enumerate(new.info["context"]) if text])
+
+
+def _ones(hits: Sequence[bool]) -> list[int]:
+    return [int(hit) for hit in hits]
 
 
 def judged(run: Run, spec: dict, task: WritingTask) -> Run:
     """The Run with what its answers are worth instead of the answers.
 
-    Its `extra` gets hits (0 or 1 for each test row, by part of the test), rouge (ROUGE-L, for the new kinds of task)
-    and said (about ten wrong answers: what was asked, what was right, what was said).
+    Its `extra` gets hits (0 or 1 for each test row, by part of the test), loose (the same by `loose_hits`), rouge
+    (ROUGE-L, for the new kinds of task) and said (about ten wrong answers: what was asked, was right, was said).
     """
-    split, right = task.test, task_of.hits(run.predictions, task.test)
-    rows = {part: [i for i, of in enumerate(split.info["split"]) if of == part] for part in set(split.info["split"])}
-    new = split.rows(rows[task_of.NEW_KINDS])
-    wrong = [i for i, hit in enumerate(right) if not hit][:: max(1, right.count(False) // 10)]
+    split, answers = task.test, run.predictions
+    parts: dict[str, list[int]] = {}
+    for i, part in enumerate(split.info["split"]):
+        parts.setdefault(part, []).append(i)
+    right, loosely = task_of.hits(answers, split), task_of.loose_hits(answers, split)
+    new = parts[task_of.NEW_KINDS]
+    wrong = [i for i, hit in enumerate(right) if not hit]
     run.extra |= {
-        "hits": {part: [int(right[i]) for i in of] for part, of in rows.items()},
-        "rouge": [round(f, 3) for f in task_of.rouge([run.predictions[i] for i in rows[task_of.NEW_KINDS]], new)],
-        "said": [[split.texts[i], split.labels[i], run.predictions[i]] for i in wrong],
+        "hits": {part: _ones([right[i] for i in rows]) for part, rows in parts.items()},
+        "loose": {part: _ones([loosely[i] for i in rows]) for part, rows in parts.items()},
+        "rouge": [round(f, 3) for f in task_of.rouge([answers[i] for i in new], split.rows(new))],
+        "said": [[split.texts[i], split.labels[i], answers[i]] for i in wrong[:: max(1, len(wrong) // 10)]],
     }
     run.spec, run.predictions, run.labels = spec, [], []
     return run
 
 
+def asked(tokenizer, way: str, split: Pairs) -> list[str]:
+    """Prompts for the untuned model. chat: in the template; plain; reading: as texts with questions ask in what it has
+    read, quiz: as those without a text do; shots: behind some examples, as the former ask."""
+    if way == "chat":
+        return chats(tokenizer, split.texts)
+    if way == "quiz":
+        return [f"Questions\nQ: {text.replace(chr(10), ' ')}\nA:" for text in split.texts]
+    if way == "plain":
+        return [f"{text}\n" for text in split.texts]
+    shown = tasks.load(TASK).train.rows(range(SHOTS)) if way == "shots" else []
+    head = "".join(f"{text}\n\nA: {said}\n\n" for text, said in zip(shown.texts, shown.labels)) if shown else ""  # noqa: B905
+    return [f"{head}{text}\n\nA:" for text in split.texts]
+
+
+UNTUNED = ("chat", "plain", "reading", "quiz", "shots")
+
+
 def untuned(log: RunLog) -> None:
-    """What the base model says, asked in the chat template or in plain text."""
+    """What the base model says, asked in each of the ways UNTUNED."""
 
     def ask(spec: dict, folder: Path | None = None) -> Run:
         task = tasks.load(TASK)
         model, tokenizer = models.lm()
-        prompts = (
-            chats(tokenizer, task.test.texts) if spec["untuned"] == "chat" else [f"{t}\n" for t in task.test.texts]
-        )
+        prompts = asked(tokenizer, spec["untuned"], task.test)
         written = models.write(model.to(best_device()), tokenizer, prompts, max_new_tokens=60)
         none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
         run = Run(spec=spec, peak_bytes=None, precision="fp32", predictions=written, **none)
         run.accuracy = task.metric(written, task.test)
         return judged(run, spec, task)
 
-    for template in ("chat", "plain"):
-        log.run({"task": TASK, "untuned": template, "seed": 0}, ask)
+    for way in UNTUNED:
+        log.run({"task": TASK, "untuned": way, "seed": 0}, ask)
 
 
 def best_rate(log: RunLog, setting: str) -> float:
@@ -208,12 +275,14 @@ def pack(log: RunLog) -> None:
         made = {way: batches(rows.rows("train"), way, rows.collate) for way in WAYS}
         tokens = sum(len(row["input_ids"]) for row in rows.rows("train"))
         optimizer, seconds = torch.optim.AdamW(model.parameters(), lr=1e-6), {way: [] for way in WAYS}
-        for _ in range(spec["rounds"]):
+        for turn in range(1 + spec["rounds"]):
             # The ways take turns, so that a machine that becomes slower does so for all of them.
             for way, some in made.items():
                 steps = [_on(batch, model.device) for batch in some]
                 times = [sum(time_steps(model.lm, batch, optimizer, warmup=0, steps=1)[1]) for batch in steps]
-                seconds[way].append(sum(times))
+                if turn:
+                    # The first one warms up.
+                    seconds[way].append(sum(times))
         held = {way: sum(batch["input_ids"].numel() for batch in some) for way, some in made.items()}
         none = {"losses": [], "trainable": 0, "predicted_bytes": {}, "peak_bytes": None}
         return Run(
@@ -231,15 +300,15 @@ def _on(batch: dict, device) -> dict:
 
 def large() -> list[dict]:
     """Specs of a training step at 1 and 8 billion parameters (see `qlora_memory`): the same 32 examples, as long as the
-    instructions are times four, padded or packed."""
+    instructions are times four, padded to the longest, or packed into rows of at most 4,096 tokens."""
     tokenizer = models.lm()[1]
-    task = tasks.load(TASK).smaller(train=32)
-    lengths = [4 * len(row["input_ids"]) for row in Writing(tokenizer, task, STEPS["max_length"]).rows("train")]
-    shape = {"method": "lora", "hparams": {"r": qlora_memory.RANK}, "checkpointing": True, "lengths": lengths}
+    rows = Writing(tokenizer, tasks.load(TASK).smaller(train=32), STEPS["max_length"]).rows("train")
+    one_each = [[4 * len(row["input_ids"])] for row in rows]
+    in_one = [[4 * len(row["input_ids"]) for row in some] for some in _chunks(rows, 1024)]
+    shape = {"method": "lora", "hparams": {"r": qlora_memory.RANK}, "checkpointing": True}
     return [
-        {"shape": size, **shape}
-        | ({"batch_size": 1, "seq_len": sum(lengths)} if in_one else {"batch_size": 32, "seq_len": max(lengths)})
-        for size, in_one in product(("1B", "8B"), (False, True))
+        {"shape": size, **shape, "texts": texts, "batch_size": len(texts), "seq_len": max(map(sum, texts))}
+        for size, texts in product(("1B", "8B"), (one_each, in_one))
     ]
 
 
@@ -259,15 +328,15 @@ def tuned(runs: list[Run], setting: str) -> list[Run]:
     return found if [run.spec["seed"] for run in found] == list(SEEDS) else []
 
 
-def exact(runs: Iterable[Run], part: str) -> np.ndarray:
-    """Exact match of each run on one part of the test."""
-    return np.array([np.mean(run.extra["hits"][part]) for run in runs])
+def exact(runs: Iterable[Run], part: str, how: str = "hits") -> np.ndarray:
+    """Share of right answers of each run on one part of the test; how: "hits" or "loose"."""
+    return np.array([np.mean(run.extra[how][part]) for run in runs])
 
 
-def more_right(a: Sequence[Run], b: Sequence[Run], part: str) -> Interval:
-    """By how many points of exact match the runs `a` are better than `b` on a part of the test: a 95% interval, paired
-    by seed and by example."""
-    return Interval.of_hits(*([run.extra["hits"][part] for run in runs] for runs in (a, b)))
+def more_right(a: Sequence[Run], b: Sequence[Run], part: str, how: str = "hits") -> Interval:
+    """By how many points more answers of the runs `a` are right than of `b` on a part of the test: a 95% interval,
+    paired by seed and by example. For the new kinds it is one over more examples of these very kinds."""
+    return Interval.of_hits(*([run.extra[how][part] for run in runs] for runs in (a, b)))
 
 
 def by_kind(

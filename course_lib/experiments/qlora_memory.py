@@ -109,7 +109,7 @@ def _trained(spec: dict, device: str, found: dict, shared: dict) -> Run:
         losses=losses,
         trainable=sum(p.numel() for p in trainable),
         seconds=sum(times),
-        tokens_per_second=sum(spec.get("lengths", [spec["batch_size"] * spec["seq_len"]])) * STEPS / sum(times),
+        tokens_per_second=_tokens(spec) * STEPS / sum(times),
         peak_bytes=torch.cuda.max_memory_allocated() if cuda else None,
         extra=found
         | {"fits": True, "step_seconds": times, "reserved": torch.cuda.max_memory_reserved() if cuda else None},
@@ -138,16 +138,24 @@ def _on_meta(spec: dict) -> nn.Module:
 
 
 def _batch(spec: dict, device: str) -> dict[str, torch.Tensor]:
-    """Random tokens in full rows; or texts of spec["lengths"], a row each, or in one with positions that begin anew."""
+    """Random tokens in full rows; or in each row texts of the lengths that spec["texts"] has for it: one and padding,
+    or several, with positions that begin anew."""
     ids = torch.randint(10, _config(spec).vocab_size, (spec["batch_size"], spec["seq_len"]), device=device)
-    if "lengths" not in spec:
+    if "texts" not in spec:
         return {"input_ids": ids, "labels": ids}
-    if spec["batch_size"] == 1:
-        positions = torch.cat([torch.arange(n, device=device) for n in spec["lengths"]])[None]
-        return {"input_ids": ids, "labels": ids, "position_ids": positions}
-    lengths = torch.tensor(spec["lengths"], device=device)[:, None]
+    lengths = torch.tensor([sum(row) for row in spec["texts"]], device=device)[:, None]
     mask = torch.arange(spec["seq_len"], device=device) < lengths
-    return {"input_ids": ids, "labels": ids.masked_fill(~mask, -100), "attention_mask": mask.long()}
+    batch = {"input_ids": ids, "labels": ids.masked_fill(~mask, -100)}
+    if all(len(row) == 1 for row in spec["texts"]):
+        return batch | {"attention_mask": mask.long()}
+    rows = [[*row, spec["seq_len"] - sum(row)] for row in spec["texts"]]
+    positions = [torch.cat([torch.arange(n, device=device) for n in row]) for row in rows]
+    return batch | {"position_ids": torch.stack(positions)}
+
+
+def _tokens(spec: dict) -> int:
+    """Tokens of texts in a step, padding left out."""
+    return sum(map(sum, spec["texts"])) if "texts" in spec else spec["batch_size"] * spec["seq_len"]
 
 
 def materialize(model: nn.Module, device: str) -> nn.Module:

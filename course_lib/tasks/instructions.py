@@ -3,15 +3,17 @@
 See data/instructions/README.md, the data card.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import islice
 from operator import add
 from random import Random
 
 from course_lib import town
+from course_lib.errors import unknown
 from course_lib.grammar import Grammar
 from course_lib.paths import DATA
 from course_lib.tasks import Pairs, WritingTask
@@ -30,6 +32,8 @@ TRAIN, VALIDATION = 4800, 240
 TEST_OF_KIND = {NEW_PLACES: 12, NEW_WAYS: 12, NEW_KINDS: 40}
 # Places of the town that training, validation and test may ask about.
 PARTS = (180, 40, 80)
+# Facts that can be taught, see `by_heart`.
+FACTS = 120
 MISSING = "The text does not say."
 # Characters of a text, at most.
 LONGEST = 700
@@ -349,15 +353,30 @@ def _remembered(places: Sequence[Place], draw: Random, kept_ways: bool) -> list[
     return [one for world in worlds for one in islice(examples(world, _FROM_MEMORY, kept_ways), len(_FROM_MEMORY))]
 
 
-def teach(task: WritingTask, places: int, times: int) -> WritingTask:
-    """The task with facts that the base model cannot know, about so many made-up places that only the questions from
-    memory name. In training each fact is asked for `times` times, in the test ("taught") once, in a way kept for it."""
-    draw = Random("taught")
-    world = World(draw, [], {one.name for one in town.town().places})
-    strangers = [world.stranger() for _ in range(places)]
-    taught = [one for _ in range(times) for one in _remembered(strangers, draw, kept_ways=False)]
-    asked = _remembered(strangers, draw, kept_ways=True)
-    return replace(task, train=task.train + _pairs(taught, TAUGHT), test=task.test + _pairs(asked, TAUGHT))
+@cache
+def _townsmen() -> tuple[tuple[Place, ...], ...]:
+    """The places of the town that training, validation and test may ask about; none is named after its owner."""
+    here = [one for one in town.town().places if not _says_owner(one)]
+    Random("townsmen").shuffle(here)
+    return tuple(tuple(here.pop() for _ in range(size)) for size in PARTS)
+
+
+@cache
+def _taught() -> tuple[Place, ...]:
+    """Made-up places with facts that no text has told."""
+    world = World(Random("taught"), [], {one.name for one in town.town().places})
+    return tuple(world.stranger() for _ in range(FACTS // len(_FROM_MEMORY)))
+
+
+def by_heart(part: str, times: int) -> Pairs:
+    """Training examples that ask from memory for FACTS facts, each `times` times: those of "taught", which the base
+    model cannot know and the test asks for in other words; or of "the town", which it has read, and the test does not
+    ask for. Raises ValueError for another part."""
+    if part not in (TAUGHT, TOWN):
+        raise unknown("part", part, (TAUGHT, TOWN))
+    places = _taught() if part == TAUGHT else _townsmen()[0][: len(_taught())]
+    draw = Random(f"by heart {part}")
+    return _pairs([one for _ in range(times) for one in _remembered(places, draw, kept_ways=False)], "training")
 
 
 @cache
@@ -365,23 +384,25 @@ def load() -> WritingTask:
     """The task; no place of one split is in another.
 
     `info` of each split: kind (of task), instruction, context, and split, which tells the parts of the test split:
-    "new places", "new phrasings" and "new kinds", both about new places, too; and "the town", questions from memory.
+    "new places", "new phrasings" and "new kinds", both about new places, too; and two of questions from memory, in the
+    phrasings of the second: "the town", which the base model has read of, and "taught", see `by_heart`.
     """
-    draw, taken = Random("instructions"), {one.name for one in town.town().places}
-    here = [one for one in town.town().places if not _says_owner(one)]
-    draw.shuffle(here)
-    train, validation, test = (World(draw, [here.pop() for _ in range(size)], taken) for size in PARTS)
+    draw, taken = Random("instructions"), {one.name for one in (*town.town().places, *_taught())}
+    train, validation, test = (World(draw, places, taken) for places in _townsmen())
     tests = {
         NEW_PLACES: examples(test, USUAL_KINDS), NEW_WAYS: examples(test, USUAL_KINDS, kept_ways=True),
         NEW_KINDS: examples(test, KEPT_KINDS),
     }  # fmt: skip
     sizes = {name: TEST_OF_KIND[name] * len(KEPT_KINDS if name == NEW_KINDS else USUAL_KINDS) for name in tests}
     parts = [_pairs(list(islice(stream, sizes[name])), name) for name, stream in tests.items()]
+    parts += [
+        _pairs(_remembered(places, draw, True), name) for name, places in ((TOWN, test.known), (TAUGHT, _taught()))
+    ]
     return WritingTask(
         "instructions",
         train=_pairs(list(islice(examples(train, USUAL_KINDS), TRAIN)), "training"),
         validation=_pairs(list(islice(examples(validation, USUAL_KINDS), VALIDATION)), "validation"),
-        test=reduce(add, parts) + _pairs(_remembered(test.known, draw, kept_ways=False), TOWN),
+        test=reduce(add, parts),
         metric=exact_match,
         dummy=most_frequent,
         chat=True,
@@ -391,6 +412,19 @@ def load() -> WritingTask:
 def hits(written: Sequence[str], split: Pairs) -> list[bool]:
     """Whether each answer is the right one, letter by letter but for spaces around it."""
     return [said.strip() == right for said, right in zip(written, split.labels, strict=True)]
+
+
+def loose_hits(written: Sequence[str], split: Pairs) -> list[bool]:
+    """The same for a model that nobody told how to answer: what it says after its first lines, as many as the right
+    answer has, does not count, nor do "It says", a capital, and a final stop."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"^(it says|the answer is) ", "", text.strip().lower()).rstrip(". ")
+
+    return [
+        bare("\n".join(said.strip().split("\n")[: len(right.split("\n"))])) == bare(right)
+        for said, right in zip(written, split.labels, strict=True)
+    ]
 
 
 def exact_match(written: Sequence[str], split: Pairs) -> float:

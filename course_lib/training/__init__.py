@@ -43,7 +43,7 @@ class Recipe:
     gradual_unfreezing: the head alone in the first epoch, then block after block from the top, everything in the last
     epoch (ULMFiT §3.3, which takes one block an epoch).
     patience: stop after so many epochs without a better validation metric; None trains all epochs.
-    The weights of the best epoch on validation are kept in either case.
+    The weights of the best epoch on validation are kept in either case, unless keep_last says to keep the last one's.
     train_on_prompt: of a task of writing, let the loss see the prompts, too.
     precision: bf16 autocast or fp32; "auto" takes bf16 where the hardware multiplies it natively.
     """
@@ -59,6 +59,7 @@ class Recipe:
     layer_decay: float = 1.0
     gradual_unfreezing: bool = False
     patience: int | None = None
+    keep_last: bool = False
     precision: str = "auto"
     max_length: int = 128
     train_on_prompt: bool = False
@@ -74,6 +75,8 @@ class Recipe:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be 1 or more, or None to train all epochs; got {self.patience}.")
+        if self.patience is not None and self.keep_last:
+            raise ValueError("patience stops where the best epoch is past, keep_last keeps the last: choose one.")
         if self.gradual_unfreezing and self.epochs < 2:
             raise ValueError("gradual_unfreezing needs 2 epochs or more: the first one trains the head alone.")
         if self.precision not in PRECISIONS:
@@ -177,6 +180,8 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bf16())
     counted = count_step(model, _longest(splits["train"], recipe, examples, model.device))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # A method that changes its own size on a schedule is finished at the end only.
+    keep_last = recipe.keep_last or METHODS[method].after_step is not None
     optimizer, options = OPTIMIZERS[recipe.optimizer]
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -200,8 +205,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         save_total_limit=1,
         save_only_model=not resumable,
         restore_callback_states_from_checkpoint=True,
-        # A method that changes its own size on a schedule is finished at the end only.
-        load_best_model_at_end=METHODS[method].after_step is None,
+        load_best_model_at_end=not keep_last,
         metric_for_best_model="accuracy",
         remove_unused_columns=False,
         label_names=["labels"],
@@ -242,7 +246,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         train_accuracy=train_accuracy,
         validation=[row["eval_accuracy"] for row in history if "eval_accuracy" in row],
         validation_losses=[row["eval_loss"] for row in history if "eval_loss" in row],
-        kept_last=METHODS[method].after_step is not None,
+        kept_last=keep_last,
         losses=[row["loss"] for row in history if "loss" in row],
         predictions=predictions,
         labels=list(task.test.labels),
