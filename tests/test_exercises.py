@@ -138,7 +138,7 @@ def common(a, b):
 def rouge(said, wanted, share="f1", lower=True, length=common):
     a, b = (text.lower().split() if lower else text.split() for text in (said, wanted))
     found = length(a, b)
-    return {"p": found / len(a), "r": found / len(b), "f1": 2 * found / (len(a) + len(b))}[share]
+    return found / {"p": len(a) or 1, "r": len(b), "f1": (len(a) + len(b)) / 2}[share]
 
 
 def run_of(a, b):
@@ -156,6 +156,16 @@ def pack(lengths, room, spare=0, check=True):
             left = room
         rows[-1].append(i)
         left -= length
+    return rows
+
+
+def first_fit(lengths, room):
+    rows = []
+    for i, length in enumerate(lengths):
+        row = next((row for row in rows if sum(lengths[j] for j in row) + length <= room), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(i)
     return rows
 
 
@@ -262,6 +272,12 @@ WRONG = [
     (lesson_06.pack_greedily, lambda n, room: [[n[i] for i in row] for row in pack(n, room)], "lengths, not indices"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room, spare=1), "filled to its last place"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room + 1), "room for 8"),
+    (lesson_06.pack_greedily, first_fit, "fill earlier rows"),
+    (
+        lesson_06.rouge_l,
+        lambda a, b: rouge(a, b) if set(a.split()) & set(b.split()) or a else 1 / len(a),
+        "ZeroDivision",
+    ),
     (lesson_06.pack_greedily, lambda n, room: [[], *pack(n, room)], "empty row"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room)[:-1], "in one row, once"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room, check=False), "put into a row of 8"),

@@ -69,6 +69,7 @@ def rouge_l(answer: Callable[[str, str], float]) -> None:
     expect(math.isclose(got, 1 / 2), f"One of two words in order: not {got:.3f}.", hint)
     expect(math.isclose(answer("OPEN", "open"), 1), "OPEN and open are one word here.", "Lower case first.")
     expect(answer("yes", "no") == 0, "Nothing in common is 0.", "Mind the division by zero.")
+    expect(answer("", "no") == 0, "A model may say nothing at all: that is 0.", "Mind the division by zero.")
 
 
 @exercise("Exercise 4")
@@ -81,6 +82,11 @@ def pack_greedily(answer: Callable[[Sequence[int], int], Sequence[Sequence[int]]
         got != [[0, 1], [2], [3, 4], [5]], "A row may be filled to its last place.", "It fits if length ≤ what is left."
     )
     expect(got != [[0, 1, 2], [3, 4], [5]], "The first row has 9 tokens, and room for 8.", hint)
+    expect(
+        got != [[0, 1, 4], [2, 3], [5]],
+        "You fill earlier rows that still have room: that packs better, but is not what is asked.",
+        "Only the current row takes an example.",
+    )
     expect([] not in got, "There is an empty row.", "Begin a row when there is an example for it.")
     expect(
         sorted(i for row in got for i in row) == list(range(6)),
@@ -107,7 +113,9 @@ def dpo_loss(answer: Callable[..., torch.Tensor]) -> None:
     def call(*numbers: float, beta: float = 0.1) -> float:
         return float(answer(*(torch.tensor(number, dtype=torch.float64) for number in numbers), beta))
 
-    hint = "-log σ(β · ((chosen − chosen_ref) − (rejected − rejected_ref)))"
+    hint = (
+        "How much more likely than under the reference is each answer? The loss is in the section on what comes after."
+    )
     expect(
         math.isclose(call(-5, -7, -5, -7), math.log(2), rel_tol=1e-6),
         "Where model and reference agree it is log 2.",

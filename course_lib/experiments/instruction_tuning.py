@@ -34,7 +34,7 @@ SEEN, SIZE = 4800, 1200
 STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 384, "keep_last": True}
 SIZES = (150, 600, 1200, 4800)
 # Sizes that are seen once as well.
-ONCE = (300, 1200)
+ONCE = (600, 1200)
 KINDS = (2, 4, 8, 24)
 # Examples where kinds of task are compared, and twice as many.
 FEW, MORE = 400, 800
