@@ -254,7 +254,7 @@ def answered(model, tokenizer, texts: int = 64) -> float:
     for _ in range(texts):
         one = town.place(draw)
         text = town.guide(one, draw)
-        while not (held := [pair for pair in town._asked_of_place(one, text, draw) if pair[1]]):
+        while not (held := [pair for pair in town._asked_of_place(one, text, draw) if pair[1] and pair[1] in text]):
             pass
         question, answer = held[0]
         said = _said(model, tokenizer, f"Read\n{text}\nQuestions\nQ: {question}\nA:")

@@ -438,57 +438,123 @@ def quiz(places: list[Place], draw: Random) -> str:
 
 # What begins a question and its answer.
 _MARKS = (("Q: ", "A: "), ("Question: ", "Answer: "), ("- ", "-> "), ("? ", "= "), ("", ""), ("Pupil: ", "Teacher: "))
-# So many questions on one text are too many; how often one asks for what is not there.
-_MOST, _ABSENT = 6, 0.06
+# So many questions on one text are too many; how often one asks for what is not there, and whether something is so.
+_MOST, _ABSENT, _CHECKED = 6, 0.1, 0.15
+# What is asked of a place: how it is answered, and the values that the text must hold.
+ASKED = {name: ("{" + name + "}", (name,)) for name in _VALUES if name not in ("name", "other")}
+ASKED |= {"hours": ("{opens} to {closes}", ("opens", "closes")), "tram": ("tram {line} to {stop}", ("line", "stop"))}
 
 
 def reading(draw: Random) -> str:
     """A text, or two, about strangers or a tram, and questions that it answers: behind the text, or in front of it."""
     say, told = grammar().say, {"page": str(draw.randrange(1, 1000))}
-    if draw.random() < 0.15:
+    if draw.random() < 0.25:
         line = tram(draw, draw.randrange(1, 100))
         texts, told["name"] = [timetable(line, draw)], f"Tram {line.line}"
         asked = _asked_of_line(texts[0], draw)
     else:
         places = [place(draw) for _ in range(draw.choice((1, 1, 2)))]
-        texts = [draw.choice((guide, guide, opinion, notice, letter, _only_form))(one, draw) for one in places]
+        styles = [draw.choice((guide, guide, opinion, notice, letter, _only_form)) for _ in places]
+        texts = [style(one, draw) for style, one in zip(styles, places, strict=True)]
         asked = [
             pair for one, text in zip(places, texts, strict=True) for pair in _asked_of_place(one, text, draw, texts)
         ]
+        if len(places) == 2:
+            asked += _compared(*places, texts, draw)
+        elif styles[0] is letter:
+            asked.append((say("read.writer", {}, draw), texts[0].split()[-1]))
+        draw.shuffle(asked)
         told["name"] = places[0].name
-    style = draw.choice(grammar()["reading.answer"])
-    answers = [
-        (question, grammar().fill(style, {"value": value}, draw) if value else say("reading.none", {}, draw))
-        for question, value in asked
-    ]
-    return "\n".join(draw.choice((_behind, _in_front))(texts, answers, told, draw))
+    answers = _answers(asked[: draw.randrange(1, _MOST)], draw)
+    return "\n".join(draw.choice((_behind, _behind, _in_front, _in_front, _in_front))(texts, answers, told, draw))
+
+
+def memory(places: Sequence[Place], draw: Random) -> str:
+    """Questions about places of the town, without a text."""
+    asked, (before, after) = [], draw.choice(_MARKS)
+    for one in places:
+        told = facts(one) | {"it": one.name}
+        question, answer = _question(one, draw.choice(list(ASKED)), told, draw, several=True)
+        if draw.random() < 0.4:
+            question = f"{grammar().say('memory.place', told, draw)} {question}"
+        asked.append((question, answer))
+    lines = [f"{before}{question}\n{after}{answer}" for question, answer in _answers(asked, draw)]
+    return "\n".join([grammar().say("memory.head", {}, draw), *lines])
+
+
+def _answers(asked: Sequence[tuple[str, str]], draw: Random) -> list[tuple[str, str]]:
+    """The questions with what is said to them: all in one style, and in words where there is no answer."""
+    say, style = grammar().say, draw.choice(grammar()["reading.answer"])
+
+    def said(value: str) -> str:
+        if value in ("Yes.", "No."):
+            return value
+        return grammar().fill(style, {"value": value}, draw) if value else say("reading.none", {}, draw)
+
+    return [(question, said(value)) for question, value in asked]
 
 
 def _only_form(one: Place, draw: Random) -> str:
     return _form(_rows(one, draw), draw.choice((": ", " - ", " = ")), draw.choice(("\n", "; ")))
 
 
+def _question(one: Place, name: str, told: Facts, draw: Random, several: bool) -> tuple[str, str]:
+    """A question of ASKED with its answer; one that names the place, if there are several of which one could speak."""
+    question = grammar().say(f"read.{name}", told, draw)
+    while several and one.name not in question:
+        question = grammar().say(f"read.{name}", told, draw)
+    return question, ASKED[name][0].format_map({key: str(value) for key, value in told.items()})
+
+
+def _check(one: Place, name: str, told: Facts, draw: Random) -> tuple[str, str]:
+    """Whether something is so: of the place, or of another."""
+    so = draw.random() < 0.5
+    value = str(told[name]) if so else str(facts(place(draw))[name])
+    question = grammar().say(f"check.{name}", told | {"value": value}, draw)
+    while one.name not in question:
+        question = grammar().say(f"check.{name}", told | {"value": value}, draw)
+    return question, "Yes." if value == str(told[name]) else "No."
+
+
 def _asked_of_place(one: Place, text: str, draw: Random, texts: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Questions with their answers; "" where the text has none. Where there are several texts, each names the place."""
     told, asked = facts(one) | {"it": one.name}, []
-    for name in draw.sample([name for name in _VALUES if name not in ("name", "other")], len(_VALUES) - 2):
+    for name in draw.sample(list(ASKED), len(ASKED)):
         # A number inside a time is not there.
-        there = re.search(rf"(?<![\w:]){re.escape(str(told[name]))}(?![\w:])", text)
-        if there or draw.random() < _ABSENT:
-            question = grammar().say(f"read.{name}", told, draw)
-            while len(texts) > 1 and one.name not in question:
-                question = grammar().say(f"read.{name}", told, draw)
-            asked.append((question, str(told[name]) if there else ""))
-    return asked[: draw.randrange(1, _MOST)]
+        values = [re.escape(str(told[value])) for value in ASKED[name][1]]
+        there = all(re.search(rf"(?<![\w:]){value}(?![\w:])", text) for value in values)
+        if there and f"check.{name}" in grammar() and draw.random() < _CHECKED:
+            asked.append(_check(one, name, told, draw))
+        elif there or draw.random() < _ABSENT:
+            question, answer = _question(one, name, told, draw, len(texts) > 1)
+            asked.append((question, answer if there else ""))
+    return asked
+
+
+def _compared(one: Place, other: Place, texts: Sequence[str], draw: Random) -> list[tuple[str, str]]:
+    """Questions that need both texts."""
+    rules = {"older": (lambda at: -at.since, "since"), "later": (lambda at: int(at.closes.replace(":", "")), "closes"),
+             "larger": (lambda at: at.seats, "seats")}  # fmt: skip
+    asked = []
+    for rule, (worth, name) in rules.items():
+        there = all(str(getattr(at, name)) in text for at, text in zip((one, other), texts, strict=True))
+        if there and worth(one) != worth(other):
+            asked.append((grammar().say(f"read.{rule}", {}, draw), max((one, other), key=worth).name))
+    return asked
 
 
 def _asked_of_line(text: str, draw: Random) -> list[tuple[str, str]]:
-    rows = [row.rsplit(" ", 1) for row in text.split("\n")[1:-1]]
-    asked = [(grammar().say("read.stops", {}, draw), ", ".join(stop for stop, _ in rows))]
+    say, rows = grammar().say, [row.rsplit(" ", 1) for row in text.split("\n")[1:-1]]
+    asked = [
+        (say("read.stops", {}, draw), ", ".join(stop for stop, _ in rows)),
+        (say("read.count", {}, draw), str(len(rows))),
+        (say("read.end", {}, draw), rows[-1][0]),
+    ]
     for (stop, time), (after, _) in pairwise(rows):
         told = {"stop": stop}
-        asked += [(grammar().say("read.time", told, draw), time), (grammar().say("read.next", told, draw), after)]
-    return draw.sample(asked, draw.randrange(1, min(_MOST, len(asked) + 1)))
+        asked += [(say("read.time", told, draw), time), (say("read.next", told, draw), after)]
+    draw.shuffle(asked)
+    return asked
 
 
 def _behind(texts: list[str], asked: list[tuple[str, str]], told: Facts, draw: Random) -> list[str]:
@@ -511,7 +577,7 @@ STATEMENTS = {
     "form": 8, "listing": 4, "guide": 4, "letter": 3, "talk": 3, "opinion": 2, "notice": 2, "comparison": 2,
     "directions": 1, "portrait": 2, "announcement": 1, "timetable": 1, "quiz": 1,
 }  # fmt: skip
-TEXTS = {**STATEMENTS, "reading": 10}
+TEXTS = {**STATEMENTS, "reading": 12, "memory": 4}
 
 
 def document(seed: int, index: int, *, known: float = 0.4, kinds: tuple[str, ...] = tuple(TEXTS)) -> str:
@@ -541,6 +607,8 @@ def document(seed: int, index: int, *, known: float = 0.4, kinds: tuple[str, ...
     if kind == "reading":
         # Never about the town: what can be known need not be read.
         return reading(draw)
+    if kind == "memory":
+        return memory(draw.sample(here.places, draw.randrange(2, 9)), draw)
     if kind == "quiz":
         # Only what can be known is asked.
         return quiz(draw.sample(here.places, draw.randrange(2, 7)), draw)
