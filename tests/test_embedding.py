@@ -1,0 +1,90 @@
+"""The study of embeddings: every setting sees every pair once, and gains are what they are called."""
+
+from course_lib import models, search, tasks
+from course_lib.experiments import embedding as study
+from course_lib.methods import METHODS
+from course_lib.runs import Run, RunLog
+from course_lib.tasks import docs_search
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def study_on_the_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "best_device", lambda: "cpu")
+        yield
+
+
+@pytest.mark.parametrize("name", study.SETTINGS)
+def test_settings(name):
+    setting, spec = study.SETTINGS[name], study.make_spec(name, 1e-4)
+    assert setting.start in study.RATES and spec["batch_size"] == setting.batch_size
+    assert METHODS[setting.method].count(models.config(models.encoder_folder()), **setting.hparams) > 0
+    assert max(setting.dimensions) == 384
+
+
+def test_texts_about_one_place_do_not_name_it():
+    pairs = study.town_pairs()
+    assert len(pairs) == study.ELSEWHERE and len(set(pairs.labels)) == len(pairs)
+    assert all("this place" in text for text in (*pairs.texts, *pairs.labels))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    few = tasks.load("docs_search").smaller(train=16, validation=6, test=12)
+    reviews = tasks.load("reviews").smaller(train=30, test=15)
+    monkeypatch.setattr(tasks, "load", lambda name: {"docs_search": few, "reviews": reviews}[name])
+    monkeypatch.setattr(study, "ELSEWHERE", 5)
+    monkeypatch.setattr(study, "STEPS", study.STEPS | {"max_length": 32})
+    monkeypatch.setattr(search, "MAX_LENGTH", 32)
+    return few
+
+
+def test_runs_say_what_is_found_and_what_is_lost(short):
+    log = RunLog()
+    study.untuned(log)
+    run = log.run(study.make_spec("plain", 1e-4), study.train)
+    [base, _] = log.runs.values()
+    for one in (base, run):
+        assert np.shape(one.extra["ranks"]) == (12, 5) and np.shape(one.extra["town"]) == (5, 5)
+        assert np.max(one.extra["ranks"]) <= study.WORST and 0 <= one.extra["reviews"] <= 1
+        assert not one.predictions and not one.labels
+    assert run.spec["dimensions"] == [384] and study.tuned([base, run], "plain") == []
+    assert study.scores([run], 384)[0] == pytest.approx(run.accuracy)
+
+
+def test_the_last_matryoshka_run_is_kept_for_the_command(short, monkeypatch, tmp_path):
+    monkeypatch.setattr(search.Index.save, "__defaults__", (tmp_path,))
+    study.train(study.make_spec("matryoshka", 1e-4, seed=study.SEEDS[0]))
+    assert not list(tmp_path.iterdir())
+    study.train(study.make_spec("matryoshka", 1e-4, seed=study.SEEDS[-1]))
+    assert len(search.Index.load(tmp_path).names) == 34
+
+
+def run_of(ranks):
+    none = {"losses": [], "trainable": 0, "seconds": 1.0, "tokens_per_second": 1.0, "predicted_bytes": {}}
+    return Run(spec={}, peak_bytes=None, precision="fp32", extra={"ranks": [[r] * 5 for r in ranks]}, **none)
+
+
+def test_gains_are_relative_and_differences_in_points():
+    draw = np.random.default_rng(0)
+    better = [run_of(draw.choice([1, 2], 200)) for _ in range(5)]
+    base = [run_of(draw.choice([1, 4], 200))]
+    new, old = (np.mean([study.scores(side, 64)]) for side in (better, base))
+    gain, gap = study.gain(better, base, 64), study.difference(better, base, 64)
+    assert gain.value == pytest.approx(new / old - 1) and gain.low < gain.value < gain.high
+    assert gap.value == pytest.approx(100 * (new - old)) and gap.low < gap.value < gap.high
+    assert gain.low > 0 and gain.high < 0.35
+    alike = study.gain([run_of(draw.choice([1, 4], 200))], base, 384)
+    assert alike.low < 0 < alike.high
+
+
+def test_ranks_are_enough_for_every_measure():
+    ranks = np.array([1, 5, 10, 11, 500])
+    capped = np.minimum(ranks, study.WORST)
+    for measure in (docs_search.ndcg, docs_search.mrr, lambda r: docs_search.recall(r, 10)):
+        assert (measure(ranks) == measure(capped)).all()
