@@ -345,6 +345,25 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, alt: str
     return _picture(4.8, 4.2, alt, {"matrix": matrix.tolist()}, draw)
 
 
+def maps(panels: Mapping[str, np.ndarray], groups: Sequence[str], *, title: str, alt: str) -> Picture:
+    """Points (rows, 2) in the plane, a panel each, coloured by the group of each row; no scales, only nearness."""
+    kinds = list(dict.fromkeys(groups))
+
+    def draw(*axes):
+        for panel, (name, points) in zip(axes, panels.items(), strict=True):
+            for i, kind in enumerate(kinds):
+                rows = [row for row, group in enumerate(groups) if group == kind]
+                look = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]}
+                panel.scatter(points[rows, 0], points[rows, 1], s=16, alpha=0.7, linewidths=0, label=kind, **look)
+            panel.set(xticks=[], yticks=[], xlabel=name)
+        axes[0].set_title(title)
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=min(len(kinds), 6), fontsize=10)
+
+    data = {name: np.asarray(points).round(4).tolist() for name, points in panels.items()}
+    return _picture(4 * len(panels), 4.4, alt, data, draw, columns=len(panels))
+
+
 def heatmap(
     values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], x: str, title: str, alt: str
 ) -> Picture:

@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06
+from course_lib.check import lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07
 from course_lib.experiments import peft_taxonomy
 
 import numpy as np
@@ -169,6 +169,28 @@ def first_fit(lengths, room):
     return rows
 
 
+def discounted(ranks, log=np.log2, last=10, divide=True):
+    found = [1 / log(1 + rank) if rank <= last else 0.0 for rank in ranks]
+    return sum(found) / (len(ranks) if divide else 1)
+
+
+def entropy(scores, **options):
+    return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)), **options)
+
+
+def shortened(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def by_module(modules, share, more=0):
+    found = set()
+    for module in sorted(set(modules)):
+        if len(found) >= share * len(modules) + more:
+            break
+        found |= {i for i, of in enumerate(modules) if of == module}
+    return found
+
+
 def dpo(c, r, cr, rr, b):
     return -torch.log(torch.sigmoid(b * ((c - cr) - (r - rr))))
 
@@ -210,6 +232,10 @@ RIGHT = [
     (lesson_06.rouge_l, rouge),
     (lesson_06.pack_greedily, pack),
     (lesson_06.dpo_loss, lambda c, r, cr, rr, b: -torch.nn.functional.logsigmoid(b * (c - cr - r + rr))),
+    (lesson_07.mean_ndcg, discounted),
+    (lesson_07.loss_of, lambda s: entropy(20 * s)),
+    (lesson_07.cut, lambda v, n: shortened(v[:, :n])),
+    (lesson_07.chosen_indices, by_module),
 ]
 WRONG = [
     (lesson_00.optimizer_steps, lambda n, b, a, e: n // b * e // a, "Round up"),

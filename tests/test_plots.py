@@ -50,6 +50,10 @@ PICTURES = {
         lambda: plots.tradeoff(POINTS, SCORES, y="accuracy", baseline=("dummy", 0.33), **TEXT),
         {name: POINTS[name] | {"scores": SCORES[name]} for name in POINTS},
     ),
+    "maps": (
+        lambda: plots.maps({"before": np.eye(2), "after": np.eye(2)}, ["a", "b"], **TEXT),
+        {"before": [[1.0, 0.0], [0.0, 1.0]], "after": [[1.0, 0.0], [0.0, 1.0]]},
+    ),
     "tokens": (
         lambda: plots.tokens(["a", " b\n", "c"], [False, False, True], **TEXT),
         {"tokens": ["a", " b\n", "c"], "trained": [False, False, True]},

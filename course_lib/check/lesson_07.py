@@ -1,0 +1,89 @@
+"""Checks for lesson 07: NDCG, the ranking loss, cut vectors, a split without leaks."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from course_lib.check import exercise, expect
+
+import numpy as np
+import torch
+
+
+@exercise("Exercise 1")
+def mean_ndcg(answer: Callable[[Sequence[int]], float]) -> None:
+    """answer(ranks) → mean NDCG@10."""
+    got = answer([1, 3, 20])
+    hint = "For each rank up to 10: 1 / log2(1 + rank); beyond 10: 0; then the mean over all of them."
+    expect(not math.isclose(got, (1 + 1 / 3) / 3), "That is the MRR.", "The discount is a logarithm.")
+    expect(not math.isclose(got, (1 + 0.5) / 2), "Ranks beyond 10 count too, with 0.", "Divide by all of them.")
+    expect(not math.isclose(got, (1 + 0.5 + 1 / np.log2(21)) / 3), "Ranks beyond 10 give nothing here.", hint)
+    expect(not math.isclose(got, (1 + 1 / np.log(4)) / 3), "Your logarithm is the natural one.", "Base 2.")
+    expect(not math.isclose(got, 1.5), "That is the sum.", "Divide by the number of queries.")
+    expect(math.isclose(got, 0.5), f"Ranks 1, 3 and 20: not {got:.4f}.", hint)
+    got = answer([10, 11])
+    expect(math.isclose(got, 1 / np.log2(11) / 2), f"Ranks 10 and 11: not {got:.4f}.", "The tenth place still counts.")
+
+
+@exercise("Exercise 2")
+def loss_of(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """answer(scores) → the ranking loss."""
+    scores = torch.tensor([[0.9, 0.7, 0.1], [0.2, 0.5, 0.6], [0.3, 0.1, 0.4]])
+    got = float(answer(scores))
+
+    def wanted(scale: float, matrix: torch.Tensor, reduction: str = "mean") -> float:
+        return float(torch.nn.functional.cross_entropy(scale * matrix, torch.arange(3), reduction=reduction))
+
+    hint = "Cross-entropy of each row of 20 · scores; the right class of row i is i; the mean over rows."
+    mistakes = {
+        "The scale is missing.": wanted(1, scores),
+        "You divide by the scale.": wanted(1 / 20, scores),
+        "You look for the query of each passage, not for the passage of each query.": wanted(20, scores.T),
+        "That is the sum over queries.": wanted(20, scores, "sum"),
+        "The sign is wrong.": -wanted(20, scores),
+    }
+    for mistake, value in mistakes.items():
+        expect(not math.isclose(got, value, rel_tol=1e-5), mistake, hint)
+    right = 20 * (scores - torch.diag(torch.full((3,), math.inf)))
+    others = float((right.logsumexp(1) - 20 * scores.diag()).mean())
+    expect(not math.isclose(got, others, rel_tol=1e-5), "The right passage belongs into the sum below, too.", hint)
+    expect(math.isclose(got, wanted(20, scores), rel_tol=1e-5), f"Not {got:.4f}.", hint)
+
+
+@exercise("Exercise 3")
+def cut(answer: Callable[[np.ndarray, int], np.ndarray]) -> None:
+    """answer(vectors, size) → cut vectors of length 1."""
+    vectors = np.random.default_rng(0).normal(size=(5, 8))
+    before = vectors.copy()
+    got = np.asarray(answer(vectors, 3))
+    hint = "First cut, then divide each row by its own length."
+    expect(np.array_equal(vectors, before), "You changed the vectors that were given.", "Work on what you cut out.")
+    expect(got.shape == (5, 3), f"The result has shape {got.shape}, not (5, 3).", "Columns, not rows.")
+    short = vectors[:, :3]
+    lengths = np.linalg.norm(short, axis=1, keepdims=True)
+    expect(not np.allclose(got, short), "They do not have length 1: their dot product is no cosine.", hint)
+    whole = short / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expect(not np.allclose(got, whole), "You divide by the length of the whole vector.", hint)
+    last = vectors[:, -3:] / np.linalg.norm(vectors[:, -3:], axis=1, keepdims=True)
+    expect(not np.allclose(got, last), "Those are the last numbers.", "Training made the first ones good alone.")
+    expect(not np.allclose(got, short / np.linalg.norm(short)), "You divide by the length of the whole matrix.", hint)
+    expect(np.allclose(got, short / lengths), "The numbers are others.", hint)
+
+
+@exercise("Exercise 4")
+def chosen_indices(answer: Callable[[Sequence[str], float], set[int]]) -> None:
+    """answer(modules, share) → indices of the test split."""
+    modules = ["b", "a", "b", "c", "a", "c", "c", "d"]
+    got = answer(modules, 0.5)
+    hint = "Whole modules in alphabetical order, while the chosen pairs are fewer than share · all."
+    expect(isinstance(got, set | frozenset), "A set of indices is asked for.", "set(…)")
+    expect(all(isinstance(i, int | np.integer) for i in got), "Those are not indices.", "Use enumerate.")
+    parts = {module: {i for i, of in enumerate(modules) if of == module} for module in modules}
+    cut_up = [module for module, rows in parts.items() if rows & got and not rows <= got]
+    expect(not cut_up, f"Module {cut_up[:1]} is in both splits.", "A module goes whole, or not at all.")
+    more = parts["a"] | parts["b"] | parts["c"]
+    expect(got != more, "Four of eight are enough for a half.", "Stop when the share is there.")
+    expect(got != parts["a"], "Two of eight are less than a half.", "Go on until the share is there.")
+    expect(got == parts["a"] | parts["b"], f"Expected others than {sorted(got)}.", hint)
+    got = answer(modules, 0.3)
+    expect(got == parts["a"] | parts["b"], "A share of 0.3 needs more than the two pairs of a.", "At least the share.")
+    expect(answer(modules, 0.0) == set(), "A share of nothing is nothing.", hint)
