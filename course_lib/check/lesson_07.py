@@ -17,7 +17,7 @@ def mean_ndcg(answer: Callable[[Sequence[int]], float]) -> None:
     expect(not math.isclose(got, (1 + 1 / 3) / 3), "That is the MRR.", "The discount is a logarithm.")
     expect(not math.isclose(got, (1 + 0.5) / 2), "Ranks beyond 10 count too, with 0.", "Divide by all of them.")
     expect(not math.isclose(got, (1 + 0.5 + 1 / np.log2(21)) / 3), "Ranks beyond 10 give nothing here.", hint)
-    expect(not math.isclose(got, (1 + 1 / np.log(4)) / 3), "Your logarithm is the natural one.", "Base 2.")
+    expect(not math.isclose(got, (1 / np.log(2) + 1 / np.log(4)) / 3), "Your logarithm is the natural one.", "Base 2.")
     expect(not math.isclose(got, 1.5), "That is the sum.", "Divide by the number of queries.")
     expect(math.isclose(got, 0.5), f"Ranks 1, 3 and 20: not {got:.4f}.", hint)
     got = answer([10, 11])
