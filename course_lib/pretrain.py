@@ -24,10 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<end>"}
 ROLES = ("<system>", "<user>", "<assistant>")
+# A space before what is said: nearly all words that the model reads begin with one, and are other tokens without.
 CHAT = (
     "{% for message in messages %}<{{ message.role }}>"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}"
-    "{% else %}{{ message.content }}{{ eos_token }}{% endif %}"
+    "{% if message.role == 'assistant' %}{% generation %} {{ message.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %} {{ message.content }}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 VOCABULARY = 3072
@@ -211,8 +212,8 @@ def _resume(folder: Path, recipe: Recipe, model, steppers) -> tuple[int, int, li
 @torch.no_grad()
 def measure(model, tokenizer, texts: int = 64) -> dict[str, float]:
     """What the model can do: `copied`, the share of next tokens that it gets right in the values of a form about a
-    stranger that stands there a second time; `answered`, the share of right answers to a question about a stranger
-    behind a text that holds the answer; `recalled`, the share of facts of the town that it answers without being told;
+    stranger that stands there a second time; `answered`, the share of right answers to questions about a stranger
+    whose text holds them; `recalled`, the share of facts of the town that it answers without being told;
     `held_out`, its loss on texts of another stream."""
     model.eval()
     found = {
@@ -249,16 +250,17 @@ def copied(model, tokenizer, forms: int = 64) -> float:
 
 
 def answered(model, tokenizer, texts: int = 64) -> float:
-    """Share of questions about strangers whose answer, which the text above them holds, is in what the model says."""
+    """Share of questions about strangers whose answer, which the text holds, is in what the model says: every other
+    question stands behind its text, the others in front of it."""
     right, draw = 0, town.Random("answered")
-    for _ in range(texts):
+    for index in range(texts):
         one = town.place(draw)
         text = town.guide(one, draw)
         while not (held := [pair for pair in town._asked_of_place(one, text, draw) if pair[1] and pair[1] in text]):
             pass
         question, answer = held[0]
-        said = _said(model, tokenizer, f"Read\n{text}\nQuestions\nQ: {question}\nA:")
-        right += answer.lower() in said.lower()
+        behind, in_front = f"Read\n{text}\nQuestions\nQ: {question}\nA:", f"{question}\n\n{text}\n\nA:"
+        right += answer.lower() in _said(model, tokenizer, in_front if index % 2 else behind).lower()
     return right / texts
 
 

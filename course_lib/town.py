@@ -439,7 +439,9 @@ def quiz(places: list[Place], draw: Random) -> str:
 # What begins a question and its answer.
 _MARKS = (("Q: ", "A: "), ("Question: ", "Answer: "), ("- ", "-> "), ("? ", "= "), ("", ""), ("Pupil: ", "Teacher: "))
 # So many questions on one text are too many; how often one asks for what is not there, and whether something is so.
-_MOST, _ABSENT, _CHECKED = 6, 0.1, 0.15
+_MOST, _ABSENT, _CHECKED = 6, 0.15, 0.15
+# What a text may tell without saying the value.
+_IMPLIED = ("number", "near", "feature")
 # What is asked of a place: how it is answered, and the values that the text must hold.
 ASKED = {name: ("{" + name + "}", (name,)) for name in _VALUES if name not in ("name", "other")}
 ASKED |= {"hours": ("{opens} to {closes}", ("opens", "closes")), "tram": ("tram {line} to {stop}", ("line", "stop"))}
@@ -448,7 +450,7 @@ ASKED |= {"hours": ("{opens} to {closes}", ("opens", "closes")), "tram": ("tram 
 def reading(draw: Random) -> str:
     """A text, or two, about strangers or a tram, and questions that it answers: behind the text, or in front of it."""
     say, told = grammar().say, {"page": str(draw.randrange(1, 1000))}
-    if draw.random() < 0.25:
+    if draw.random() < 0.3:
         line = tram(draw, draw.randrange(1, 100))
         texts, told["name"] = [timetable(line, draw)], f"Tram {line.line}"
         asked = _asked_of_line(texts[0], draw)
@@ -520,12 +522,12 @@ def _asked_of_place(one: Place, text: str, draw: Random, texts: Sequence[str] = 
     """Questions with their answers; "" where the text has none. Where there are several texts, each names the place."""
     told, asked = facts(one) | {"it": one.name}, []
     for name in draw.sample(list(ASKED), len(ASKED)):
-        # A number inside a time is not there.
+        # A number inside a time is not there; a day is, in the plural.
         values = [re.escape(str(told[value])) for value in ASKED[name][1]]
-        there = all(re.search(rf"(?<![\w:]){value}(?![\w:])", text) for value in values)
+        there = all(re.search(rf"(?<![\w:]){value}s?(?![\w:])", text, re.I) for value in values)
         if there and f"check.{name}" in grammar() and draw.random() < _CHECKED:
             asked.append(_check(one, name, told, draw))
-        elif there or draw.random() < _ABSENT:
+        elif there or (name not in _IMPLIED and draw.random() < _ABSENT):
             question, answer = _question(one, name, told, draw, len(texts) > 1)
             asked.append((question, answer if there else ""))
     return asked

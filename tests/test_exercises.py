@@ -116,8 +116,8 @@ def angles(p, e):
     return torch.nn.functional.normalize(p, dim=1) @ torch.nn.functional.normalize(e, dim=1).T
 
 
-def told(turns, open_turn=False, between="", end="<end>"):
-    said = between.join(f"<{role}>{text}{end}" for role, text in turns)
+def told(turns, open_turn=False, between="", end="<end>", space=" "):
+    said = between.join(f"<{role}>{space}{text}{end}" for role, text in turns)
     return said + ("<assistant>" if open_turn else "")
 
 
@@ -305,6 +305,7 @@ WRONG = [
     (lesson_07.chosen_indices, lambda m, s: by_module(m, s, more=1), "Four of eight"),
     (lesson_07.chosen_indices, lambda m, s: by_module(m, s / 2), "Two of eight"),
     (lesson_06.render, lambda t, o: told(t, o, between="\n"), "something between"),
+    (lesson_06.render, lambda t, o: told(t, o, space=""), "space before the text is missing"),
     (lesson_06.render, lambda t, o: told(t, o).removesuffix("<end>"), "last turn has no end"),
     (lesson_06.render, lambda t, o: told(t, o, end="") + "<end>", "Only one turn ends"),
     (lesson_06.render, lambda t, o: told(t, True), "without being asked"),

@@ -35,7 +35,7 @@ def test_the_chat_template_marks_what_the_assistant_says(tokenizer):
     talk = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes."}]
     encoded = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
     marked = [token for token, on in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if on]
-    assert tokenizer.decode(marked) == "Yes.<end>"
+    assert tokenizer.decode(marked) == " Yes.<end>"
 
 
 def test_batches_go_on_where_they_were(tokenizer):
@@ -136,7 +136,7 @@ def test_answers_are_counted_where_the_text_holds_them(tokenizer):
         def generate(self, ids, **_):
             return torch.cat([ids, torch.tensor([tokenizer(self.says(tokenizer.decode(ids[0])))["input_ids"]])], 1)
 
-    everything = Reading(lambda prompt: " " + prompt.split("\n")[1])
+    everything = Reading(lambda prompt: " " + max(prompt.split("\n"), key=len))
     assert pretrain.answered(everything, tokenizer, texts=10) == 1.0
     assert pretrain.answered(Reading(lambda prompt: "\n" + prompt), tokenizer, texts=10) == 0.0
 

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 
 from course_lib import town
-from course_lib.grammar import Grammar, article, parse, skeletons
+from course_lib.grammar import Grammar, Slot, article, parse, skeletons
 
 import pytest
 
@@ -95,6 +95,37 @@ def test_questions_name_what_they_ask_for_and_the_answer_stands_in_the_text(inde
             parts = answer.removeprefix("tram ").split(" to ") if answer not in ("Yes.", "No.") else []
             assert all(part in text for part in parts)
             assert not several or one.name in question
+
+
+def test_what_is_called_missing_is_not_told():
+    """Every pattern of these topics says the value itself, so that a text without the value does not tell it."""
+    topics = {name: topic for topic in town.TOPICS for name in (topic,)} | {
+        "street": "where", "opens": "hours", "closes": "hours", "line": "tram", "stop": "tram"
+    }  # fmt: skip
+
+    def said(pattern) -> set[str]:
+        found = set()
+        for part in pattern:
+            if isinstance(part, Slot):
+                found.add(part.name)
+            elif isinstance(part, tuple):
+                found |= set.intersection(*map(said, part))
+        return found
+
+    for name in town.ASKED:
+        if name in topics and name not in town._IMPLIED:
+            for style in ("guide", "opinion", "notice"):
+                for pattern in town.grammar()[f"{style}.{topics[name]}"]:
+                    assert set(town.ASKED[name][1]) <= said(pattern), (style, name)
+
+
+def test_a_day_in_the_plural_is_found():
+    draw = Random(0)
+    one = town.place(draw)
+    text = f"{one.name} is closed on {one.closed}s."
+    for _ in range(20):
+        answers = [answer for question, answer in town._asked_of_place(one, text, draw) if "not" not in question]
+        assert one.closed in answers or "Yes." in answers or "No." in answers
 
 
 def test_whether_something_is_so():

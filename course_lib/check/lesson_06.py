@@ -14,11 +14,12 @@ Turns = Sequence[tuple[str, str]]
 def render(answer: Callable[..., str]) -> None:
     """answer(turns, open_turn) → the conversation as one text."""
     talk = [("user", "Is it open?"), ("assistant", "Yes."), ("user", "Until when?")]
-    wanted = "<user>Is it open?<end><assistant>Yes.<end><user>Until when?<end>"
+    wanted = "<user> Is it open?<end><assistant> Yes.<end><user> Until when?<end>"
     got = answer(talk, False)
-    hint = "For each turn: <role>, the text, <end>; nothing between."
+    hint = "For each turn: <role>, a space, the text, <end>; nothing between turns."
     expect(isinstance(got, str), "A text is asked for.", "Join the turns.")
-    expect("\n" not in got and "> " not in got, "There is something between the tokens and the text.", hint)
+    expect(got != wanted.replace("> ", ">"), "The space before the text is missing.", hint)
+    expect("\n" not in got and "> <" not in got, "There is something between the turns.", hint)
     expect(got != wanted.removesuffix("<end>"), "The last turn has no end.", hint)
     expect(got.count("<end>") != 1, "Only one turn ends.", "Every turn ends with <end>.")
     expect(got != wanted + "<assistant>", "It opens the assistant's turn without being asked to.", "Look at open_turn.")

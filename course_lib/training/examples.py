@@ -102,10 +102,13 @@ class Labelling:
 IGNORED = -100
 
 
-def chats(tokenizer, prompts: Sequence[str]) -> list[str]:
-    """Each prompt as what a user says, in the tokenizer's chat template, up to where the assistant's answer begins."""
+def chats(tokenizer, prompts: Sequence[str], answers: Sequence[str] | None = None) -> list[str]:
+    """Each prompt as what a user says, in the tokenizer's chat template: up to where the assistant's answer begins, or
+    with these answers."""
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if answers is not None:
+        turns = [[*said, {"role": "assistant", "content": text}] for said, text in zip(turns, answers, strict=True)]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answers is None)
 
 
 class Writing:
@@ -124,17 +127,27 @@ class Writing:
 
     def rows(self, name: str) -> list[dict]:
         """The rows of a split; raises ValueError if one is longer than max_length: cut texts teach to stop anywhere."""
-        split, end = getattr(self.task, name), self.tokenizer.eos_token_id
-        asked = chats(self.tokenizer, split.texts) if self.task.chat else list(split.texts)
-        prompts, texts = (self.tokenizer(column)["input_ids"] for column in (asked, list(split.labels)))
+        split = getattr(self.task, name)
         rows = [
-            {"input_ids": [*prompt, *text, end], "labels": [IGNORED] * len(prompt) + [*text, end]}
-            for prompt, text in zip(prompts, texts, strict=True)
+            {"input_ids": [*prompt, *text], "labels": [IGNORED] * len(prompt) + text}
+            for prompt, text in zip(*self._ids(split), strict=True)
         ]
         longest = max(len(row["input_ids"]) for row in rows)
         if longest > self.max_length:
             raise ValueError(f"A row of {name!r} has {longest} tokens, max_length is {self.max_length}: raise it.")
         return rows
+
+    def _ids(self, split) -> tuple[list[list[int]], list[list[int]]]:
+        """Of each row the ids of the prompt, and those of the text and its end."""
+        encode, end = self.tokenizer, self.tokenizer.eos_token_id
+        if not self.task.chat:
+            texts = [[*text, end] for text in encode(list(split.labels))["input_ids"]]
+            return encode(list(split.texts))["input_ids"], texts
+        prompts = encode(chats(encode, split.texts))["input_ids"]
+        whole = encode(chats(encode, split.texts, split.labels))["input_ids"]
+        texts = [ids[len(prompt) :] for prompt, ids in zip(prompts, whole, strict=True)]
+        # What a template puts behind the end of a turn is not the assistant's.
+        return prompts, [text[: text.index(end) + 1] for text in texts]
 
     def collate(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         """A batch for training, padded at its end."""
