@@ -92,6 +92,17 @@ def test_wrong_answers_are_those_of_others_of_the_kind():
     assert 0.6 * study.WRONG < changed <= study.WRONG
 
 
+def test_the_template_without_the_space(small_lm, monkeypatch):
+    small(monkeypatch)
+    asked = []
+    monkeypatch.setattr(study, "SETTINGS", {"few": study.Setting("few", size=8, spaced=False)})
+    monkeypatch.setattr(study.training, "fit", lambda model, tokenizer, *_, **__: asked.append(tokenizer) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.train(study.make_spec("few", 1e-3))
+    said = study.chats(asked[0], ["Who runs it?"], ["Ada"])[0]
+    assert said == "<user>Who runs it?<end><assistant>Ada<end>"
+
+
 def test_the_untuned_model_is_asked_in_several_ways(tokenizer):
     rows = tasks.load("instructions").test.rows([0])
     prompts = {way: study.asked(tokenizer, way, rows)[0] for way in study.UNTUNED}

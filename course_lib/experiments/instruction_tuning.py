@@ -54,7 +54,8 @@ class Setting:
 
     epochs: None for as many as give the usual number of steps. kinds: so many kinds of task (None: all), or these.
     by_heart: the part of the test whose facts some examples ask for. wrong: some answers belong to other examples of
-    their kind. rate_of: the setting whose tuned rate it takes instead of one of its own.
+    their kind. spaced: the chat template has a space before what is said. rate_of: the setting whose tuned rate it
+    takes instead of one of its own.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Setting:
     by_heart: str | None = None
     wrong: bool = False
     pretrained: bool = True
+    spaced: bool = True
     rate_of: str | None = None
 
 
@@ -81,6 +83,7 @@ SETTINGS = {
         "The same, 150 examples", size=SIZES[0], train_on_prompt=True, rate_of="full, prompts too"
     ),
     "full, wrong answers": Setting("One answer in five wrong", wrong=True, rate_of="full"),
+    "full, no space": Setting("No space in the template", spaced=False, rate_of="full"),
     "full, known facts": Setting("Full, known facts", by_heart=task_of.TOWN, rate_of="full"),
     "full, new facts": Setting("Full, new facts", by_heart=task_of.TAUGHT, rate_of="full"),
 }
@@ -138,6 +141,8 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     where the instruction is left out and the text alone is given. folder: see `training.fit`."""
     task, setting = examples(spec), SETTINGS[spec["setting"]]
     model, tokenizer = models.lm(pretrained=setting.pretrained, seed=spec["seed"])
+    if not setting.spaced:
+        tokenizer.chat_template = tokenizer.chat_template.replace(" {{ message.content", "{{ message.content")
     run = training.fit(
         model.to(best_device()), tokenizer, task, setting.method, folder=folder, hparams=setting.hparams,
         epochs=spec["epochs"], learning_rate=spec["learning_rate"], train_on_prompt=setting.train_on_prompt,
