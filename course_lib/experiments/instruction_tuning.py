@@ -33,6 +33,8 @@ TASK = "instructions"
 SEEN, SIZE = 4800, 1200
 STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 384, "keep_last": True}
 SIZES = (150, 600, 1200, 4800)
+# Enough to choose a rate by; answering takes as long as training.
+VALIDATION = 120
 # Sizes that are seen once as well.
 ONCE = (600, 1200)
 KINDS = (2, 4, 8, 24)
@@ -112,12 +114,14 @@ def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
 
 def examples(spec: dict) -> WritingTask:
     """The task with the training examples of a spec, other ones for each seed. More kinds of task include the fewer."""
-    task, seed, setting = tasks.load(spec["task"]), spec["seed"], SETTINGS[spec["setting"]]
+    seed, setting = spec["seed"], SETTINGS[spec["setting"]]
+    task = tasks.load(spec["task"])
     kinds = setting.kinds
     if isinstance(kinds, int):
         kinds = random.Random(seed).sample(task_of.USUAL_KINDS, len(task_of.USUAL_KINDS))[:kinds]
     if kinds is not None:
         task = replace(task, train=task.train.where("kind", kinds), validation=task.validation.where("kind", kinds))
+    task = task.smaller(validation=VALIDATION)
     if setting.by_heart is not None:
         facts = task_of.by_heart(setting.by_heart, TIMES)
         return replace(task, train=task.train.take(spec["size"] - len(facts), seed) + facts)

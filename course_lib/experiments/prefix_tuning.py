@@ -28,6 +28,8 @@ from torch.utils.benchmark import Timer
 
 TASK = "table_to_text"
 TRAIN, EPOCHS, LONGER = 1000, 3, 12
+# Enough to choose a rate and an epoch by; writing takes longer than training.
+VALIDATION = 100
 # Nearly as many optimizer steps (377, and 375) from a tenth of the tables.
 FEW, FEW_EPOCHS = 100, 29
 # Weight decay pulls towards zero, which means "as before" for LoRA alone.
@@ -121,6 +123,7 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     task = tasks.load(spec["task"])
     # A few tables are other ones for each seed: which they are matters.
     task = task.smaller(train=spec["tables"], seed=spec["seed"] if spec["tables"] == FEW else 0)
+    task = task.smaller(validation=VALIDATION)
     model, tokenizer = models.lm()
     model.to(best_device())
     hparams = spec["hparams"]
