@@ -197,18 +197,20 @@ class Embedder(PreTrainedModel):
 
         ranking = MultipleNegativesRankingLoss(None).compute_loss_from_embeddings
         sides = [self.pooled(query_ids, query_mask).float(), self.pooled(passage_ids, passage_mask).float()]
-        loss = sum(ranking([side[:, :size] for side in sides], None) for size in self.dimensions)
+        # Similarities are multiplied by 20: in half precision little would be left of their differences.
+        with torch.autocast(self.device.type, enabled=False):
+            loss = sum(ranking([side[:, :size] for side in sides], None) for size in self.dimensions)
         if self.penalty is not None and self.training:
             loss = loss + self.penalty(self.encoder)
         return ModelOutput(loss=loss)
 
 
-def embedder(dimensions: Sequence[int] = (384,), *, pretrained: bool = True, seed: int = 0) -> tuple[Embedder, object]:
-    """MiniLM-L6 for search, trained at these sizes of its vectors, and its tokenizer; pretrained=False: see `encoder`.
+def embedder(dimensions: Sequence[int] = (384,)) -> tuple[Embedder, object]:
+    """MiniLM-L6 for search, to be trained at these sizes of its vectors, and its tokenizer.
 
     Raises ValueError for a size that the vectors do not have.
     """
-    backbone, tokenizer = encoder(pretrained=pretrained, seed=seed)
+    backbone, tokenizer = encoder()
     if not dimensions or not all(1 <= size <= backbone.config.hidden_size for size in dimensions):
         raise ValueError(f"Vectors have 1 to {backbone.config.hidden_size} dimensions; got {tuple(dimensions)}.")
     return Embedder(backbone, dimensions), tokenizer

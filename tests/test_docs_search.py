@@ -36,6 +36,8 @@ def test_sizes(task):
     assert sizes["train"] > 4000 and sizes["test"] > 1000 and sizes["validation"] > 300
     for name, share in docs_search.SPLITS.items():
         assert sizes[name] / sum(sizes.values()) == pytest.approx(share, abs=0.02)
+    packages = {name: set(split.info["package"]) for name, split in splits(task).items()}
+    assert packages["test"] - packages["train"] == set(docs_search.UNSEEN)
 
 
 def test_splits_share_no_module_and_no_text(task):
@@ -46,13 +48,35 @@ def test_splits_share_no_module_and_no_text(task):
         assert not starts[0] & starts[1]
 
 
+def test_modules_that_copy_from_each_other_are_in_one_split(task):
+    def runs(split):
+        return [docs_search.shingles(f"{q} {p}") for q, p in zip(split.texts, split.labels, strict=True)]
+
+    trained = runs(task.train)
+    holders = {}
+    for i, found in enumerate(trained):
+        for run in found:
+            holders.setdefault(run, []).append(i)
+    for one in runs(task.test.where("package", ["numpy", "sklearn", "scipy"]).take(150)):
+        near = {i for run in one for i in holders.get(run, []) if len(holders[run]) <= 20}
+        assert all(len(one & trained[i]) <= 0.6 * len(one | trained[i]) for i in near)
+
+
+def test_families():
+    same = "one two three four five six seven eight nine ten"
+    rows = [
+        {"module": module, "query": "", "passage": text}
+        for module, text in (("a", same), ("b", f"{same} eleven"), ("c", "something else that nobody has said before"))
+    ]
+    assert sorted(len(family) for family in docs_search.families(rows)) == [1, 2]
+
+
 def test_pairs_are_sentences_and_what_stands_below_them(task):
     for split in splits(task).values():
         assert all(len(query.split()) >= docs_search.QUERY_WORDS for query in split.texts)
         assert all(len(text) <= docs_search.PASSAGE_CHARACTERS and "\n" not in text for text in split.labels)
-        assert all(
-            name.startswith(module) for name, module in zip(split.info["name"], split.info["module"], strict=True)
-        )
+        names = zip(split.info["name"], split.info["module"], strict=True)
+        assert all(name.startswith(module.removesuffix(".__init__")) for name, module in names)
 
 
 def test_the_same_every_time(task):

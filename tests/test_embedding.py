@@ -51,8 +51,9 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
     [base, _] = log.runs.values()
     for one in (base, run):
         assert np.shape(one.extra["ranks"]) == (12, 5) and np.shape(one.extra["town"]) == (5, 5)
-        assert np.max(one.extra["ranks"]) <= study.WORST and 0 <= one.extra["reviews"] <= 1
+        assert np.max(one.extra["ranks"]) <= study.WORST and set(one.extra["reviews"]) <= {0, 1}
         assert not one.predictions and not one.labels
+        assert len(one.extra["module"]) == len(one.extra["unseen"]) == 12
     assert run.spec["dimensions"] == [384] and study.tuned([base, run], "plain") == []
     assert study.scores([run], 384)[0] == pytest.approx(run.accuracy)
 
@@ -66,8 +67,10 @@ def test_the_last_matryoshka_run_is_kept_for_the_command(short, monkeypatch, tmp
 
 
 def run_of(ranks):
+    rows = [[r] * 5 for r in ranks]
+    extra = {"ranks": rows, "town": rows, "module": [i // 2 for i in range(len(rows))], "unseen": [0] * len(rows)}
     none = {"losses": [], "trainable": 0, "seconds": 1.0, "tokens_per_second": 1.0, "predicted_bytes": {}}
-    return Run(spec={}, peak_bytes=None, precision="fp32", extra={"ranks": [[r] * 5 for r in ranks]}, **none)
+    return Run(spec={}, peak_bytes=None, precision="fp32", extra=extra, **none)
 
 
 def test_gains_are_relative_and_differences_in_points():
@@ -81,6 +84,29 @@ def test_gains_are_relative_and_differences_in_points():
     assert gain.low > 0 and gain.high < 0.35
     alike = study.gain([run_of(draw.choice([1, 4], 200))], base, 384)
     assert alike.low < 0 < alike.high
+    more = study.more_at(better, base, 32, 384)
+    assert more.low == more.value == more.high == 0, "ranks are the same at all sizes here"
+    assert study.difference(better, base, 64, "town").value == pytest.approx(gap.value)
+
+
+def test_runs_on_other_queries_are_not_compared():
+    one, other = run_of([1, 2, 3, 4]), run_of([1, 2, 3, 4])
+    other.extra["module"] = [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="not tested on the same queries"):
+        study.gain([one], [other], 384)
+
+
+def test_unseen_packages_are_told_apart():
+    run = run_of([1, 1, 4, 4])
+    run.extra["unseen"] = [0, 0, 1, 1]
+    assert study.scores([run], 384, unseen=False)[0] == 1 > study.scores([run], 384, unseen=True)[0]
+
+
+def test_search_by_common_words_is_recorded(short):
+    log = RunLog()
+    study.lexical(log)
+    [run] = log.runs.values()
+    assert np.shape(run.extra["ranks"]) == (12, 5) and study.scores([run], 32)[0] == study.scores([run], 384)[0] > 0
 
 
 def test_ranks_are_enough_for_every_measure():

@@ -1,5 +1,5 @@
-"""Fine-tuning an encoder for search in documentation: with and without the Matryoshka loss, batch sizes, LoRA, a
-network without pre-training; and what is lost elsewhere.
+"""Fine-tuning an encoder for search in documentation: with and without the Matryoshka loss, LoRA, batch sizes, and
+small batches whose gradients are added up; beside search by common words; and what is lost elsewhere.
 
 Every setting sees every pair once. Each tunes its learning rate on validation with seed 0, by climbing one grid from a
 declared start, then runs with every seed. Nothing is chosen on the test split.
@@ -41,16 +41,20 @@ class Setting:
     hparams: dict = field(default_factory=dict)
     dimensions: tuple[int, ...] = docs_search.DIMENSIONS
     batch_size: int = BATCH
-    pretrained: bool = True
+    gradient_accumulation: int = 1
 
 
 SETTINGS = {
     "matryoshka": Setting("Full, Matryoshka"),
     "plain": Setting("Full, 384 dimensions alone", dimensions=(384,)),
     "lora": Setting("LoRA, r = 8", "lora", 1e-3, {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}),
-    "random weights": Setting("Full, random weights", pretrained=False),
 }
 SETTINGS |= {f"batch {n}": Setting(f"Batches of {n}", batch_size=n) for n in BATCHES if n != BATCH}
+# As many steps as with batches of 128 and of 32, with the negatives of smaller ones.
+SETTINGS |= {
+    f"{times} × {n}": Setting(f"{times} batches of {n} a step", batch_size=n, gradient_accumulation=times)
+    for times, n in ((4, 32), (4, 8))
+}
 
 
 def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
@@ -58,8 +62,8 @@ def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
     chosen = SETTINGS[setting]
     return {
         "task": TASK, "setting": setting, "method": chosen.method, "hparams": chosen.hparams,
-        "dimensions": list(chosen.dimensions), "batch_size": chosen.batch_size, "learning_rate": learning_rate,
-        "seed": seed,
+        "dimensions": list(chosen.dimensions), "batch_size": chosen.batch_size,
+        "gradient_accumulation": chosen.gradient_accumulation, "learning_rate": learning_rate, "seed": seed,
     }  # fmt: skip
 
 
@@ -68,10 +72,11 @@ def train(spec: dict, folder: Path | None = None) -> Run:
 
     The last of the Matryoshka runs is kept for `course search`.
     """
-    model, tokenizer = models.embedder(spec["dimensions"], pretrained=SETTINGS[spec["setting"]].pretrained)
+    model, tokenizer = models.embedder(spec["dimensions"])
     run = training.fit(
         model.to(best_device()), tokenizer, tasks.load(TASK), spec["method"], folder=folder, hparams=spec["hparams"],
-        batch_size=spec["batch_size"], learning_rate=spec["learning_rate"], seed=spec["seed"], **STEPS,
+        batch_size=spec["batch_size"], gradient_accumulation=spec["gradient_accumulation"],
+        learning_rate=spec["learning_rate"], seed=spec["seed"], **STEPS,
     )  # fmt: skip
     run.extra["ranks"] = np.minimum(run.predictions, WORST).tolist()
     if spec["setting"] == "matryoshka" and spec["seed"] == SEEDS[-1]:
@@ -81,9 +86,10 @@ def train(spec: dict, folder: Path | None = None) -> Run:
 
 def judged(run: Run, spec: dict, model: models.Embedder, tokenizer) -> Run:
     """The Run without its texts, and with what the model is worth elsewhere: `town` (ranks, as `ranks` of the test) and
-    `reviews` (accuracy of a linear head on frozen vectors)."""
+    `reviews` (hits of a linear head on frozen vectors). module and unseen tell of each query of the test where it is
+    from: a number for each module, and whether its package is in no training."""
     found = search.ranks(model, tokenizer, town_pairs())
-    run.extra |= {"town": np.minimum(found, WORST).tolist(), "reviews": probe(model, tokenizer)}
+    run.extra |= {"town": np.minimum(found, WORST).tolist(), "reviews": probe(model, tokenizer), **origin()}
     run.spec, run.predictions, run.labels = spec, [], []
     return run
 
@@ -100,14 +106,24 @@ def town_pairs() -> Pairs:
     return Pairs(tuple(queries), tuple(passages))
 
 
-def probe(model: models.Embedder, tokenizer) -> float:
-    """Accuracy of logistic regression on the vectors of `reviews`, on its test split."""
+def origin() -> dict[str, list[int]]:
+    """The module of each query of the test, as a number, and whether its package is in no training."""
+    info = tasks.load(TASK).test.info
+    numbers = {module: i for i, module in enumerate(dict.fromkeys(info["module"]))}
+    return {
+        "module": [numbers[module] for module in info["module"]],
+        "unseen": [int(package in docs_search.UNSEEN) for package in info["package"]],
+    }
+
+
+def probe(model: models.Embedder, tokenizer) -> list[int]:
+    """Whether logistic regression on the vectors of `reviews` is right about each text of its test split."""
     from sklearn.linear_model import LogisticRegression
 
     task = tasks.load("reviews")
     train, test = (search.vectors(model, tokenizer, split.texts) for split in (task.train, task.test))
     head = LogisticRegression(C=10.0, max_iter=1000).fit(train, task.train.labels)
-    return float(head.score(test, task.test.labels))
+    return (head.predict(test) == task.test.labels).astype(int).tolist()
 
 
 def untuned(log: RunLog) -> None:
@@ -124,6 +140,19 @@ def untuned(log: RunLog) -> None:
     log.run({"task": TASK, "untuned": True, "seed": 0}, ask)
 
 
+def lexical(log: RunLog) -> None:
+    """Search by words in common."""
+
+    def ask(spec: dict, folder: Path | None = None) -> Run:
+        none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
+        found = np.minimum(search.lexical_ranks(tasks.load(TASK).test), WORST)
+        # The same at all sizes: there are no vectors to be cut.
+        ranks = np.repeat(found[:, None], len(docs_search.DIMENSIONS), axis=1).tolist()
+        return Run(spec=spec, peak_bytes=None, precision="fp32", extra={"ranks": ranks, **origin()}, **none)
+
+    log.run({"task": TASK, "lexical": "TF-IDF", "seed": 0}, ask)
+
+
 def best_rate(log: RunLog, setting: str) -> float:
     """The learning rate of the setting, climbing from its start."""
     return climb(RATES, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
@@ -132,6 +161,7 @@ def best_rate(log: RunLog, setting: str) -> float:
 def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
     untuned(log)
+    lexical(log)
     for setting in SETTINGS:
         rate = best_rate(log, setting)
         for seed in SEEDS:
@@ -143,30 +173,63 @@ def tuned(runs: list[Run], setting: str) -> list[Run]:
     return of_best_rate(select(runs, setting=setting))
 
 
-def scores(runs: Iterable[Run], size: int, where: str = "ranks") -> np.ndarray:
-    """NDCG@10 of each run at one size of vectors; where: "ranks" (the test) or "town"."""
+def _ndcg(runs: Iterable[Run], size: int, where: str) -> np.ndarray:
+    """(runs, queries)."""
     at = docs_search.DIMENSIONS.index(size)
-    return np.array([docs_search.ndcg(np.array(run.extra[where])[:, at]).mean() for run in runs])
+    return np.array([docs_search.ndcg(np.array(run.extra[where])[:, at]) for run in runs])
+
+
+def scores(runs: Iterable[Run], size: int, where: str = "ranks", unseen: bool | None = None) -> np.ndarray:
+    """NDCG@10 of each run at one size of vectors; where: "ranks" (the test) or "town"; unseen: only queries about
+    packages that training has seen, or only about those that it has not."""
+    runs = list(runs)
+    found = _ndcg(runs, size, where)
+    chosen = slice(None) if unseen is None else np.array(runs[0].extra["unseen"]) == unseen
+    return found[:, chosen].mean(1)
+
+
+def _resampled(a: Sequence[Run], b: Sequence[Run], size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of modules, whose queries are like each other
+    (of "town": of queries). Raises ValueError if they were tested on different queries."""
+    if len({tuple(run.extra["module"]) for run in (*a, *b)}) > 1:
+        raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
+    new, old = _ndcg(a, size, where), _ndcg(b, size, where)
+    modules = np.array(a[0].extra["module"]) if where == "ranks" else np.arange(new.shape[1])
+    draw, count = np.random.default_rng(0), modules.max() + 1
+    # How often each module, and each seed, is drawn.
+    drawn = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLED)
+    seeds = draw.multinomial(len(new), np.full(len(new), 1 / len(new)), size=RESAMPLED)
+    # Runs of one seed belong together, where there are as many on both sides.
+    others = seeds if len(old) == len(new) else draw.multinomial(len(old), np.full(len(old), 1 / len(old)), RESAMPLED)
+
+    def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        sums = np.array([np.bincount(modules, row) for row in values])
+        return (drawn @ sums.T * weights).sum(1) / weights.sum(1) / (drawn @ np.bincount(modules))
+
+    return means(new, seeds), means(old, others)
+
+
+def _interval(draws: np.ndarray, value: float) -> Interval:
+    """The 2.5th to the 97.5th percentile (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(low), value, float(high))
 
 
 def difference(a: Sequence[Run], b: Sequence[Run], size: int, where: str = "ranks") -> Interval:
-    """By how many points of NDCG@10 the runs `a` are better than `b`, which may be one: a 95% interval over seeds and
-    queries."""
-    at = docs_search.DIMENSIONS.index(size)
-    sides = [[docs_search.ndcg(np.array(run.extra[where])[:, at]) for run in runs] for runs in (a, b)]
-    return Interval.of_hits(sides[0], sides[1] * len(sides[0]) if len(sides[1]) == 1 else sides[1])
+    """By how many points of NDCG@10 the runs `a` are better than `b`, which may be one."""
+    new, old = _resampled(a, b, size, where)
+    return _interval(100 * (new - old), 100 * float(_ndcg(a, size, where).mean() - _ndcg(b, size, where).mean()))
 
 
 def gain(a: Sequence[Run], b: Sequence[Run], size: int) -> Interval:
-    """Relative gain of NDCG@10 of the runs `a` over `b`, 0.1 for a tenth: a bootstrap over seeds and queries, the 2.5th
-    to the 97.5th percentile (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)."""
-    at = docs_search.DIMENSIONS.index(size)
-    new, old = (np.array([docs_search.ndcg(np.array(run.extra["ranks"])[:, at]) for run in runs]) for runs in (a, b))
-    draw = np.random.default_rng(0)
-    found = []
-    for _ in range(RESAMPLED):
-        queries = draw.integers(new.shape[1], size=new.shape[1])
-        seeds = [draw.integers(len(side), size=len(side)) for side in (new, old)]
-        found.append(new[seeds[0]][:, queries].mean() / old[seeds[1]][:, queries].mean() - 1)
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Interval(float(low), float(new.mean() / old.mean() - 1), float(high))
+    """Relative gain in NDCG@10 of the runs `a` over `b`, which may be one: 0.1 for a tenth."""
+    new, old = _resampled(a, b, size, "ranks")
+    return _interval(new / old - 1, float(_ndcg(a, size, "ranks").mean() / _ndcg(b, size, "ranks").mean() - 1))
+
+
+def more_at(a: Sequence[Run], b: Sequence[Run], small: int, large: int) -> Interval:
+    """By how many points of NDCG@10 more the runs `a` gain over `b` at a small size than at a large one."""
+    sides = [_resampled(a, b, size, "ranks") for size in (small, large)]
+    value = difference(a, b, small).value - difference(a, b, large).value
+    (new, old), (new_large, old_large) = sides
+    return _interval(100 * ((new - old) - (new_large - old_large)), value)

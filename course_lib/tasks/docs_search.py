@@ -1,13 +1,15 @@
 """`docs_search`: from the summary line of a docstring to the text below it, in the documentation installed here.
 
-Real text, read from source files at run time. No module is in two splits, and no text occurs twice. See
-data/docs_search/README.md, the data card.
+Real text, read from source files at run time. No module is in two splits, nor are modules that copy from each other.
+See data/docs_search/README.md, the data card.
 """
 
 import random
 import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 from course_lib.tasks import Pairs, SearchTask, docstrings
@@ -28,8 +30,12 @@ FILES, PER_MODULE = 300, 10
 QUERY_WORDS, PASSAGE_WORDS, PASSAGE_CHARACTERS = 5, 15, 1000
 # Two passages that begin alike are one for the reader, whatever comes after.
 SAME = 150
+# Pairs that share more of their runs of five words are nearly the same; a run that more pairs have says nothing.
+ALIKE, COMMON = 0.4, 40
+# Packages that only the test asks for.
+UNSEEN = ("tornado", "hypothesis", "fontTools")
 DIMENSIONS = (384, 256, 128, 64, 32)
-INFO = ("name", "module")
+INFO = ("name", "module", "package")
 
 
 def clean(body: str) -> str:
@@ -47,36 +53,79 @@ def pairs(module: str, file: Path) -> list[dict]:
     for name, docstring in docstrings.definitions(file):
         summary, _, body = docstring.strip().partition("\n\n")
         query, passage = first_sentence(summary, least=QUERY_WORDS), clean(body)
-        if query and len(passage.split()) >= PASSAGE_WORDS:
-            found.append({"query": query, "passage": passage, "name": f"{module}.{name}", "module": module})
+        if query and query[0].isalnum() and len(passage.split()) >= PASSAGE_WORDS:
+            shown = f"{module}.{name}".replace(".__init__", "")
+            found.append({"query": query, "passage": passage, "name": shown, "module": module})
     return found
 
 
-def _collect() -> dict[str, list[dict]]:
-    """The rows of every split. Modules are dealt to the splits whole; of rows that are alike the first is kept."""
-    splits: dict[str, list[dict]] = {name: [] for name in SPLITS}
+def _kept() -> list[dict]:
+    """The pairs of all packages; of those that are alike the first."""
     seen: set[str] = set()
+    kept = []
     for package in PACKAGES:
         chosen = docstrings.files(package)
         random.Random(f"docs_search {package}").shuffle(chosen)
         for module, file in chosen[:FILES]:
             rows = pairs(module, file)
             random.Random(module).shuffle(rows)
-            kept = []
+            found = 0
             for row in rows:
                 alike = {row["query"].lower(), row["passage"][:SAME].lower()}
-                if not alike & seen and len(kept) < PER_MODULE:
+                if not alike & seen and found < PER_MODULE:
                     seen |= alike
-                    kept.append(row)
-            # The split that is furthest from its share takes the module.
-            split = min(SPLITS, key=lambda name: len(splits[name]) / SPLITS[name])
-            splits[split] += kept
+                    found += 1
+                    kept.append(row | {"package": package})
+    return kept
+
+
+def shingles(text: str) -> set[str]:
+    """All runs of five words (Broder, Compression and Complexity of Sequences 1997)."""
+    words = text.lower().split()
+    return {" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def families(rows: Sequence[dict]) -> list[list[dict]]:
+    """The rows by family: modules with a pair that is nearly one of another module's belong together."""
+    family = {row["module"]: row["module"] for row in rows}
+
+    def head(module: str) -> str:
+        while family[module] != module:
+            family[module] = module = family[family[module]]
+        return module
+
+    said = [shingles(f"{row['query']} {row['passage']}") for row in rows]
+    holders = defaultdict(list)
+    for i, runs in enumerate(said):
+        for run in runs:
+            holders[run].append(i)
+    shared = Counter(pair for found in holders.values() if 1 < len(found) <= COMMON for pair in combinations(found, 2))
+    for (i, j), common in shared.items():
+        if common > ALIKE * len(said[i] | said[j]):
+            family[head(rows[i]["module"])] = head(rows[j]["module"])
+    found = defaultdict(list)
+    for row in rows:
+        found[head(row["module"])].append(row)
+    return list(found.values())
+
+
+def _collect() -> dict[str, list[dict]]:
+    """The rows of every split. Families of modules are dealt to the splits whole; UNSEEN packages to the test alone."""
+    rows = _kept()
+    splits = {name: [] for name in SPLITS} | {"test": [row for row in rows if row["package"] in UNSEEN]}
+    dealt = families([row for row in rows if row["package"] not in UNSEEN])
+    # The largest families first, while every split has room for them.
+    for family in sorted(dealt, key=len, reverse=True):
+        room = {name: share * len(rows) - len(splits[name]) for name, share in SPLITS.items()}
+        splits[max(room, key=lambda name: room[name] / SPLITS[name])] += family
+    for found in splits.values():
+        random.Random("docs_search").shuffle(found)
     return splits
 
 
 @cache
 def load() -> SearchTask:
-    """The task; `info` holds name (of what is documented) and module. Read once, then from the cache folder.
+    """The task; `info` holds name (of what is documented), module and package. Read once, then from the cache folder.
 
     Raises CourseError if a package that it reads is missing.
     """
@@ -106,7 +155,7 @@ def ranks(queries: np.ndarray, passages: np.ndarray, dimensions: Sequence[int] =
 
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
-    """NDCG@k of each rank: 1/log2(1 + rank) up to k, else 0 (Järvelin and Kekäläinen, ACM TOIS 20, 2002)."""
+    """NDCG@k of each rank: 1/log2(1 + rank) up to k, else 0 (Burges et al., ICML 2005, section 6)."""
     return np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0)
 
 

@@ -194,6 +194,7 @@ def _train(model, tokenizer, task, method, recipe, features, folder, progress, r
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup,
         lr_scheduler_type=recipe.schedule,
+        max_grad_norm=examples.clipping,
         optim=optimizer,
         optim_args=options,
         bf16=bf16,

@@ -58,7 +58,7 @@ class Labelling:
     """Texts to the index of a label. A row holds token ids, or a cached sentence vector; and the label."""
 
     trainer = QuietTrainer
-    sampling = "group_by_length"
+    sampling, clipping = "group_by_length", 1.0
 
     def __init__(self, tokenizer, task: Task, max_length: int, features: dict[str, torch.Tensor] | None):
         self.tokenizer, self.task, self.max_length, self.features = tokenizer, task, max_length, features
@@ -118,7 +118,7 @@ class Writing:
     """
 
     trainer = WritingTrainer
-    sampling = "group_by_length"
+    sampling, clipping = "group_by_length", 1.0
     compute_metrics = None
 
     def __init__(self, tokenizer, task: WritingTask, max_length: int, train_on_prompt: bool = False):
@@ -191,8 +191,9 @@ class Retrieving:
 
     trainer = RetrievingTrainer
     compute_metrics = None
-    # Batches of texts of one length would have other wrong passages than a search meets.
-    sampling = "random"
+    # Batches of texts of one length would have other wrong passages than a search meets; and clipping would make a loss
+    # that adds up several sizes learn more slowly than one that does not.
+    sampling, clipping = "random", 0.0
 
     def __init__(self, tokenizer, task: SearchTask, max_length: int):
         self.tokenizer, self.task, self.max_length = tokenizer, task, max_length
