@@ -178,6 +178,10 @@ def entropy(scores, **options):
     return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)), **options)
 
 
+def left_out(scores, same, value=-math.inf):
+    return scores.masked_fill(same & ~torch.eye(len(scores), dtype=torch.bool), value)
+
+
 def shortened(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -233,7 +237,7 @@ RIGHT = [
     (lesson_06.pack_greedily, pack),
     (lesson_06.dpo_loss, lambda c, r, cr, rr, b: -torch.nn.functional.logsigmoid(b * (c - cr - r + rr))),
     (lesson_07.mean_ndcg, discounted),
-    (lesson_07.loss_of, lambda s: entropy(20 * s)),
+    (lesson_07.loss_of, lambda s, same: entropy(20 * left_out(s, same))),
     (lesson_07.cut, lambda v, n: shortened(v[:, :n])),
     (lesson_07.chosen_indices, by_module),
 ]
@@ -283,16 +287,13 @@ WRONG = [
     (lesson_07.mean_ndcg, lambda r: discounted(r, log=np.log), "natural one"),
     (lesson_07.mean_ndcg, lambda r: discounted(r, divide=False), "That is the sum"),
     (lesson_07.mean_ndcg, lambda r: discounted(r, last=9), "tenth place"),
-    (lesson_07.loss_of, entropy, "scale is missing"),
-    (lesson_07.loss_of, lambda s: entropy(s / 20), "divide by the scale"),
-    (lesson_07.loss_of, lambda s: entropy(20 * s.T), "query of each passage"),
-    (lesson_07.loss_of, lambda s: entropy(20 * s, reduction="sum"), "sum over queries"),
-    (lesson_07.loss_of, lambda s: -entropy(20 * s), "sign is wrong"),
-    (
-        lesson_07.loss_of,
-        lambda s: ((20 * s).fill_diagonal_(-math.inf).logsumexp(1) - 20 * s.diag()).mean(),
-        "belongs into the sum below",
-    ),
+    (lesson_07.loss_of, lambda s, same: entropy(20 * s), "still count as wrong"),
+    (lesson_07.loss_of, lambda s, same: entropy(left_out(s, same)), "scale is missing"),
+    (lesson_07.loss_of, lambda s, same: entropy(20 * left_out(s, same, 0.0)), "still a wrong answer"),
+    (lesson_07.loss_of, lambda s, same: entropy(20 * left_out(s, same.T)), "about row i"),
+    (lesson_07.loss_of, lambda s, same: entropy(20 * left_out(s, same), reduction="sum"), "sum over queries"),
+    (lesson_07.loss_of, lambda s, same: -entropy(20 * left_out(s, same)), "sign is wrong"),
+    (lesson_07.loss_of, lambda s, same: entropy(20 * s.masked_fill(same, -math.inf)), "own passage too"),
     (lesson_07.cut, lambda v, n: v[:, :n], "no cosine"),
     (lesson_07.cut, lambda v, n: shortened(v)[:, :n], "length of the whole vector"),
     (lesson_07.cut, lambda v, n: shortened(v[:, -n:]), "last numbers"),

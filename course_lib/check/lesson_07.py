@@ -25,28 +25,33 @@ def mean_ndcg(answer: Callable[[Sequence[int]], float]) -> None:
 
 
 @exercise("Exercise 2")
-def loss_of(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """answer(scores) → the ranking loss."""
+def loss_of(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    """answer(scores, same) → the ranking loss without those that are no wrong answers."""
     scores = torch.tensor([[0.9, 0.7, 0.1], [0.2, 0.5, 0.6], [0.3, 0.1, 0.4]])
-    got = float(answer(scores))
+    same = torch.eye(3, dtype=torch.bool)
+    same[1, 2] = True
+    got = float(answer(scores.clone(), same.clone()))
 
-    def wanted(scale: float, matrix: torch.Tensor, reduction: str = "mean") -> float:
+    def wanted(matrix: torch.Tensor, scale: float = 20, reduction: str = "mean") -> float:
         return float(torch.nn.functional.cross_entropy(scale * matrix, torch.arange(3), reduction=reduction))
 
-    hint = "Cross-entropy of each row of 20 · scores; the right class of row i is i; the mean over rows."
+    def without(mask: torch.Tensor, matrix: torch.Tensor = scores) -> torch.Tensor:
+        return matrix.masked_fill(mask, -math.inf)
+
+    others = same & ~torch.eye(3, dtype=torch.bool)
+    hint = "Cross-entropy of each row of 20 · scores, the right class of row i being i; what is out gets -∞ before it."
     mistakes = {
-        "The scale is missing.": wanted(1, scores),
-        "You divide by the scale.": wanted(1 / 20, scores),
-        "You look for the query of each passage, not for the passage of each query.": wanted(20, scores.T),
-        "That is the sum over queries.": wanted(20, scores, "sum"),
-        "The sign is wrong.": -wanted(20, scores),
+        "The other right passages still count as wrong.": wanted(scores),
+        "The scale is missing.": wanted(without(others), 1),
+        "A score of 0 is still a wrong answer, if a weak one.": wanted(scores.masked_fill(others, 0.0)),
+        "You mask the columns of the queries: same[i, j] is about row i.": wanted(without(others.T)),
+        "That is the sum over queries.": wanted(without(others), reduction="sum"),
+        "The sign is wrong.": -wanted(without(others)),
     }
     for mistake, value in mistakes.items():
         expect(not math.isclose(got, value, rel_tol=1e-5), mistake, hint)
-    right = 20 * (scores - torch.diag(torch.full((3,), math.inf)))
-    others = float((right.logsumexp(1) - 20 * scores.diag()).mean())
-    expect(not math.isclose(got, others, rel_tol=1e-5), "The right passage belongs into the sum below, too.", hint)
-    expect(math.isclose(got, wanted(20, scores), rel_tol=1e-5), f"Not {got:.4f}.", hint)
+    expect(math.isfinite(got), "You mask each query's own passage too.", "same[i, i] is true, and must stay.")
+    expect(math.isclose(got, wanted(without(others)), rel_tol=1e-5), f"Not {got:.4f}.", hint)
 
 
 @exercise("Exercise 3")
