@@ -26,7 +26,19 @@ def one_thread():
 def on_the_cpu(one_thread):
     """Training on one thread of the processor: a GPU would not give the same bits twice."""
     from course_lib import training
+    from course_lib.experiments import embedding, instruction_tuning, prefix_tuning
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "best_device", lambda: "cpu")
+        for module in (training, embedding, instruction_tuning, prefix_tuning):
+            patch.setattr(module, "best_device", lambda: "cpu")
         yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """That of the course's language model."""
+    from course_lib import models
+
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(models.LM_FOLDER)

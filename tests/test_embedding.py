@@ -12,13 +12,6 @@ import pytest
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def study_on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "best_device", lambda: "cpu")
-        yield
-
-
 @pytest.mark.parametrize("name", study.SETTINGS)
 def test_settings(name):
     setting, spec = study.SETTINGS[name], study.make_spec(name, 1e-4)

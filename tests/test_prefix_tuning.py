@@ -12,21 +12,8 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny
-from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def study_on_the_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "best_device", lambda: "cpu")
-        yield
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(models.LM_FOLDER)
 
 
 def small(tokenizer):

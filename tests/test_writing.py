@@ -10,18 +10,12 @@ from course_lib.training.examples import IGNORED, examples_of
 import pytest
 import torch
 from tiny import tiny
-from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 STEERED = {
     "full": {}, "lora": {"r": 2}, "prefix_tuning": {"num_virtual_tokens": 3}, "p_tuning": {"num_virtual_tokens": 3},
     "prompt_tuning": {"num_virtual_tokens": 3}, "multitask_prompt_tuning": {"num_virtual_tokens": 3},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(models.LM_FOLDER)
 
 
 def small(tokenizer, seed: int = 0) -> LanguageModel:
