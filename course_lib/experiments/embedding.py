@@ -5,6 +5,7 @@ Every setting sees every pair once. Each tunes its learning rate on validation w
 declared start, then runs with every seed. Nothing is chosen on the test split.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from random import Random
 
 from course_lib import models, search, tasks, town, training
 from course_lib.claims import Interval
-from course_lib.experiments.tuning import RATES, SEEDS, climb
+from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -162,10 +163,7 @@ def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
     untuned(log)
     lexical(log)
-    for setting in SETTINGS:
-        rate = best_rate(log, setting)
-        for seed in SEEDS:
-            log.run(make_spec(setting, rate, seed), train)
+    every_seed(log, SETTINGS, sys.modules[__name__])
 
 
 def tuned(runs: list[Run], setting: str) -> list[Run]:

@@ -8,6 +8,7 @@ declared start; then come all seeds, each with its own draw of the examples. Not
 """
 
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -17,7 +18,7 @@ from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
 from course_lib.experiments.steps import time_steps
-from course_lib.experiments.tuning import RATES, SEEDS, climb
+from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -235,10 +236,7 @@ def best_rate(log: RunLog, setting: str) -> float:
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
     """Every setting: its rate tuned, then every seed."""
-    for setting in settings:
-        rate = best_rate(log, setting)
-        for seed in SEEDS:
-            log.run(make_spec(setting, rate, seed), train)
+    every_seed(log, settings, sys.modules[__name__])
 
 
 WAYS = ("padded", "grouped", "packed")

@@ -6,6 +6,7 @@ validation with seed 0, by climbing one common grid from a declared start, then 
 on the test split.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,7 +15,7 @@ from pathlib import Path
 from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
-from course_lib.experiments.tuning import RATES, SEEDS, climb, tried
+from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed, tried
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.methods import METHODS
 from course_lib.methods.prompts import start_from_text
@@ -182,10 +183,7 @@ def best_rate(log: RunLog, setting: str) -> float:
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
     """Every setting: its rate tuned, then every seed."""
-    for setting in settings:
-        rate = best_rate(log, setting)
-        for seed in SEEDS:
-            log.run(make_spec(setting, rate, seed), train)
+    every_seed(log, settings, sys.modules[__name__])
 
 
 def prompting(log: RunLog) -> None:

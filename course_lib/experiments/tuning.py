@@ -1,8 +1,8 @@
 """A learning rate for each candidate, on equal terms: climbing one grid, judged on validation with seed 0."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from course_lib.runs import Run
+from course_lib.runs import Run, RunLog
 
 SEEDS = (0, 1, 2, 3, 4)
 # Half-decades.
@@ -24,6 +24,14 @@ def climb(rates: Sequence[float], start: float, score: Callable[[float], float])
         if better == at:
             return rates[at]
         at = better
+
+
+def every_seed(log: RunLog, settings: Iterable[str], study) -> None:
+    """Every setting of a study (a module with best_rate, make_spec and train): its rate tuned, then every seed."""
+    for setting in settings:
+        rate = study.best_rate(log, setting)
+        for seed in SEEDS:
+            log.run(study.make_spec(setting, rate, seed), study.train)
 
 
 def tried(runs: Sequence[Run]) -> dict[float, Run]:
