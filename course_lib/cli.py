@@ -131,7 +131,7 @@ def pretrain(arguments) -> int:
 
     recipe = training.Recipe(tokens=arguments.tokens, seed=arguments.seed)
     try:
-        training.pretrain(Path(arguments.out), recipe)
+        training.pretrain(Path(arguments.out), recipe, compiled=arguments.compile)
     except KeyboardInterrupt:
         print("\ninterrupted. The same command goes on from the last checkpoint.")
         return 130
@@ -195,8 +195,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("pretrain", help="train the course's language model from scratch")
     one.add_argument("--out", default=CACHE / "town-lm", metavar="DIR", help="where model and checkpoints go")
-    one.add_argument("--tokens", type=int, default=64_000_000, metavar="N", help="tokens to train on")
+    one.add_argument("--tokens", type=int, default=28_000_000, metavar="N", help="tokens to train on")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the texts")
+    one.add_argument("--compile", action="store_true", help="with torch.compile: faster, needs a C++ compiler")
     one.set_defaults(run=pretrain)
 
     one = commands.add_parser("search", help="search the documentation of the installed packages")

@@ -51,7 +51,7 @@ def test_the_rate_rises_and_falls():
     recipe = pretrain.Recipe(tokens=100 * 8 * 512)
     rates = [pretrain.rate(recipe, step) for step in range(recipe.steps)]
     assert max(rates) == pytest.approx(recipe.rate, rel=0.01)
-    assert rates[0] < rates[1] and rates[-1] == pytest.approx(recipe.rate / 10, rel=0.05)
+    assert rates[0] < rates[1] and rates[-1] == pytest.approx(recipe.rate / 100, rel=0.05)
 
 
 @pytest.fixture
