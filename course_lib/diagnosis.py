@@ -111,6 +111,16 @@ def _encoder() -> Finding:
     return Finding("encoder", "all-MiniLM-L6-v2, weights verified (SHA-256)")
 
 
+def _language_model() -> Finding:
+    from course_lib import models
+
+    try:
+        models.lm_folder()
+    except CourseError as error:
+        return Finding("language model", "cannot be used", False, str(error))
+    return Finding("language model", "town-lm")
+
+
 def _writable() -> Finding:
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -133,7 +143,7 @@ def _recorded() -> Finding:
 def everything() -> list[Finding]:
     """All that `course doctor` looks at; a problem in one check does not hide the next."""
     findings = [_python(), *packages()]
-    for check in (_device, _memory, _disk, _encoder, _writable, _recorded):
+    for check in (_device, _memory, _disk, _encoder, _language_model, _writable, _recorded):
         try:
             findings.append(check())
         except ImportError as error:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,24 +19,46 @@ SAVED, VECTORS = CACHE / "search", "vectors.npy"
 MAX_LENGTH = 128
 
 
-def vectors(model: models.Embedder, tokenizer, texts) -> np.ndarray:
-    """Vectors of length 1, (texts, width)."""
-    found = models.embed(model, tokenizer, texts, max_length=MAX_LENGTH).numpy()
+def vectors(model: models.Embedder, tokenizer, texts, *, max_length: int | None = None) -> np.ndarray:
+    """Vectors of length 1, (texts, width); max_length: None for MAX_LENGTH."""
+    found = models.embed(model, tokenizer, texts, max_length=max_length or MAX_LENGTH).numpy()
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def ranks(model: models.Embedder, tokenizer, split: Pairs) -> np.ndarray:
-    """The rank of each query's passage among all of the split: (rows, docs_search.DIMENSIONS)."""
-    return docs_search.ranks(*(vectors(model, tokenizer, texts) for texts in (split.texts, split.labels)))
+def ranks(model: models.Embedder, tokenizer, split: Pairs, **options) -> np.ndarray:
+    """The rank of each query's passage among all of the split: (rows, docs_search.DIMENSIONS). options: of `vectors`."""
+    return docs_search.ranks(*(vectors(model, tokenizer, texts, **options) for texts in (split.texts, split.labels)))
+
+
+def turned(queries: np.ndarray, passages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, (rows, width), turned so that the strongest directions of the passages come first: what is kept of them
+    when they are cut is then as much as can be, without any training (principal components, not centred)."""
+    directions = np.linalg.eigh(passages.T @ passages)[1][:, ::-1]
+    return queries @ directions, passages @ directions
+
+
+def bm25(queries: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: float = 0.75) -> np.ndarray:
+    """Scores, (queries, passages), by words in common: Robertson and Zaragoza, The Probabilistic Relevance Framework
+    (2009), section 3.4.3, with Lucene's inverse document frequency."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    words = CountVectorizer().fit(passages)
+    counts, asked = (words.transform(texts).toarray().astype(np.float32) for texts in (passages, queries))
+    lengths = counts.sum(1, keepdims=True)
+    holding = (counts > 0).sum(0)
+    rarity = np.log1p((len(passages) - holding + 0.5) / (holding + 0.5))
+    weights = counts * (k1 + 1) / (counts + k1 * (1 - b + b * lengths / lengths.mean()))
+    return asked @ (weights * rarity).T
 
 
 def lexical_ranks(split: Pairs) -> np.ndarray:
-    """The same, (rows,), by words in common: cosine similarity of TF-IDF vectors, without any model."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    """The rank of each query's passage, (rows,), by words in common, without any model."""
+    return docs_search.places(bm25(split.texts, split.labels), range(len(split)))
 
-    words = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(split.labels)
-    scores = (words.transform(split.texts) @ words.transform(split.labels).T).toarray()
-    return (scores >= np.diag(scores)[:, None]).sum(1)
+
+def docstrings(split: Pairs) -> list[str]:
+    """Summary line and body of each row: what a search that is used looks through."""
+    return [f"{query} {text}" for query, text in zip(split.texts, split.labels, strict=True)]
 
 
 @dataclass
@@ -50,12 +73,10 @@ class Index:
 
     @classmethod
     def build(cls, model: models.Embedder, tokenizer, task: SearchTask) -> "Index":
-        """Encode every passage once; a query is shown with its summary line in front."""
-        splits = (task.train, task.validation, task.test)
-        texts = [text for split in splits for text in split.labels]
-        shown = [f"{query} {text}" for split in splits for query, text in zip(split.texts, split.labels, strict=True)]
-        names = [name for split in splits for name in split.info["name"]]
-        return cls(model, tokenizer, vectors(model, tokenizer, texts), names, shown)
+        """Encode every docstring once: summary line and body."""
+        whole = task.train + task.validation + task.test
+        texts = docstrings(whole)
+        return cls(model, tokenizer, vectors(model, tokenizer, texts), list(whole.info["name"]), texts)
 
     def find(self, query: str, k: int = 10) -> list[tuple[float, str, str]]:
         """Similarity, name and text of the k nearest; raises ValueError for an empty query."""

@@ -43,6 +43,7 @@ def test_sizes(task):
 def test_splits_share_no_module_and_no_text(task):
     for one, other in combinations(splits(task).values(), 2):
         assert not set(one.info["module"]) & set(other.info["module"])
+        assert not set(one.info["family"]) & set(other.info["family"])
         assert not {text.lower() for text in one.texts} & {text.lower() for text in other.texts}
         starts = [{text[: docs_search.SAME].lower() for text in split.labels} for split in (one, other)]
         assert not starts[0] & starts[1]
@@ -126,6 +127,30 @@ def test_ndcg_is_that_of_scikit_learn():
     q, p = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
     wanted = ndcg_score(np.eye(40), q @ p.T, k=10)
     assert docs_search.ndcg(docs_search.ranks(*sides, dimensions=(16,))).mean() == pytest.approx(wanted)
+
+
+def test_turned_vectors_keep_their_angles_and_more_of_themselves():
+    draw = np.random.default_rng(0)
+    passages = draw.normal(size=(60, 16)) * np.linspace(0.1, 2, 16)
+    queries = passages + 0.1 * draw.normal(size=passages.shape)
+    q, p = search.turned(queries, passages)
+    np.testing.assert_allclose(q @ p.T, queries @ passages.T, atol=1e-9)
+    assert (p[:, :4] ** 2).sum() > 2 * (passages[:, :4] ** 2).sum()
+
+
+def test_bm25():
+    scores = search.bm25(["red fox", "dog"], ["the red fox", "the red dog and the red cat", "the dog"])
+    assert scores.shape == (2, 3) and scores[0].argmax() == 0 and scores[0, 2] == 0
+    assert scores[1, 2] > scores[1, 1] > scores[1, 0] == 0, "a shorter text says more with the same word"
+    # By hand: one of three texts holds "fox"; its length is 3, the mean 4.
+    fox = np.log1p(2.5 / 1.5) * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 3 / 4))
+    red = np.log1p(1.5 / 2.5) * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 3 / 4))
+    assert scores[0, 0] == pytest.approx(fox + red, rel=1e-5)
+
+
+def test_answers_may_stand_anywhere():
+    passages = np.eye(3)
+    assert docs_search.ranks(passages[[2, 0]], passages, dimensions=(3,), answers=[2, 1])[:, 0].tolist() == [1, 3]
 
 
 def test_words_in_common_find_something(few):

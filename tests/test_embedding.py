@@ -1,5 +1,7 @@
 """The study of embeddings: every setting sees every pair once, and gains are what they are called."""
 
+from dataclasses import replace
+
 from course_lib import models, search, tasks
 from course_lib.experiments import embedding as study
 from course_lib.methods import METHODS
@@ -28,7 +30,9 @@ def test_texts_about_one_place_do_not_name_it():
 
 @pytest.fixture
 def short(monkeypatch):
-    few = tasks.load("docs_search").smaller(train=16, validation=6, test=12)
+    few = tasks.load("docs_search").smaller(train=16, validation=6)
+    named = study.questions()[1][:6]
+    few = replace(few, test=few.test.rows([*named, *(i for i in range(20) if i not in named)][:12]))
     reviews = tasks.load("reviews").smaller(train=30, test=15)
     monkeypatch.setattr(tasks, "load", lambda name: {"docs_search": few, "reviews": reviews}[name])
     monkeypatch.setattr(study, "ELSEWHERE", 5)
@@ -41,12 +45,15 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
     log = RunLog()
     study.untuned(log)
     run = log.run(study.make_spec("plain", 1e-4), study.train)
-    [base, _] = log.runs.values()
+    [base, longer, _] = log.runs.values()
+    assert longer.extra["family"] == base.extra["family"]
     for one in (base, run):
         assert np.shape(one.extra["ranks"]) == (12, 5) and np.shape(one.extra["town"]) == (5, 5)
+        assert np.shape(one.extra["asked"]) == (len(study.questions()[0]), 5) and len(study.questions()[0]) >= 6
+        assert [row[0] for row in one.extra["turned"]] == [row[0] for row in one.extra["ranks"]], "all of it is there"
         assert np.max(one.extra["ranks"]) <= study.WORST and set(one.extra["reviews"]) <= {0, 1}
         assert not one.predictions and not one.labels
-        assert len(one.extra["module"]) == len(one.extra["unseen"]) == 12
+        assert len(one.extra["family"]) == len(one.extra["unseen"]) == 12
     assert run.spec["dimensions"] == [384] and study.tuned([base, run], "plain") == []
     assert study.scores([run], 384)[0] == pytest.approx(run.accuracy)
 
@@ -61,7 +68,7 @@ def test_the_last_matryoshka_run_is_kept_for_the_command(short, monkeypatch, tmp
 
 def run_of(ranks):
     rows = [[r] * 5 for r in ranks]
-    extra = {"ranks": rows, "town": rows, "module": [i // 2 for i in range(len(rows))], "unseen": [0] * len(rows)}
+    extra = {"ranks": rows, "town": rows, "family": [i // 2 for i in range(len(rows))], "unseen": [0] * len(rows)}
     none = {"losses": [], "trainable": 0, "seconds": 1.0, "tokens_per_second": 1.0, "predicted_bytes": {}}
     return Run(spec={}, peak_bytes=None, precision="fp32", extra=extra, **none)
 
@@ -84,7 +91,7 @@ def test_gains_are_relative_and_differences_in_points():
 
 def test_runs_on_other_queries_are_not_compared():
     one, other = run_of([1, 2, 3, 4]), run_of([1, 2, 3, 4])
-    other.extra["module"] = [0, 1, 2, 3]
+    other.extra["family"] = [0, 1, 2, 3]
     with pytest.raises(ValueError, match="not tested on the same queries"):
         study.gain([one], [other], 384)
 
@@ -93,12 +100,17 @@ def test_unseen_packages_are_told_apart():
     run = run_of([1, 1, 4, 4])
     run.extra["unseen"] = [0, 0, 1, 1]
     assert study.scores([run], 384, unseen=False)[0] == 1 > study.scores([run], 384, unseen=True)[0]
+    better = run_of([1, 1, 2, 2])
+    better.extra["unseen"] = run.extra["unseen"]
+    gains = [study.gain([better], [run], 384, unseen=unseen).value for unseen in (False, True)]
+    assert gains[0] == 0 < gains[1]
 
 
 def test_search_by_common_words_is_recorded(short):
     log = RunLog()
     study.lexical(log)
     [run] = log.runs.values()
+    assert np.shape(run.extra["asked"]) == (len(study.questions()[0]), 5)
     assert np.shape(run.extra["ranks"]) == (12, 5) and study.scores([run], 32)[0] == study.scores([run], 384)[0] > 0
 
 
@@ -107,3 +119,13 @@ def test_ranks_are_enough_for_every_measure():
     capped = np.minimum(ranks, study.WORST)
     for measure in (docs_search.ndcg, docs_search.mrr, lambda r: docs_search.recall(r, 10)):
         assert (measure(ranks) == measure(capped)).all()
+
+
+def test_questions_have_answers_in_the_test_split():
+    asked, answers = study.questions()
+    test = tasks.load("docs_search").test
+    assert len(asked) == len(set(asked)) == len(set(answers)) > 100
+    for question, row in zip(asked, answers, strict=True):
+        # In other words than the documentation: no summary line is just asked again.
+        words, summary = set(question.lower().split()), set(test.texts[row].lower().rstrip(".").split())
+        assert len(words & summary) < 0.6 * len(words), (question, test.texts[row])

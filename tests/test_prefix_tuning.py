@@ -78,6 +78,22 @@ def test_lora_has_exactly_as_many_parameters_as_the_prefix(length, rank):
     assert METHODS["lora"].count(config, **study._rank(rank)) == budget
 
 
+def test_a_soft_prompt_can_have_exactly_as_many_parameters_too():
+    config = models.config(models.LM_FOLDER)
+    prefix = METHODS["prefix_tuning"].count(config, num_virtual_tokens=study.LENGTH)
+    assert METHODS["prompt_tuning"].count(config, num_virtual_tokens=study.EQUAL_PROMPT) == prefix
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_random_starts_are_as_large_as_words_and_other_ones_for_each_seed(kind, small_lm):
+    def vectors(setting, seed=0):
+        return study.fresh(setting, seed)[0].lm.prompt_encoder["default"].embedding.weight.detach()
+
+    words, random = vectors(f"{kind}, m={study.LENGTH}"), vectors(f"{kind}, random")
+    assert random.std() == pytest.approx((words - words.mean(0)).std().item(), rel=0.15)
+    assert torch.equal(random, vectors(f"{kind}, random")) and not torch.equal(random, vectors(f"{kind}, random", 1))
+
+
 def test_runs_say_what_their_texts_are_worth(small_lm, monkeypatch):
     monkeypatch.setattr(study, "TRAIN", 16)
     monkeypatch.setattr(
@@ -155,6 +171,7 @@ def fake_run(errors, seed):
 
 def test_words_are_long_enough_for_the_longest(tokenizer):
     assert ids(tokenizer, study.WORDS).shape[1] >= max(study.LENGTHS)
+    assert max(study.LENGTHS) < study.EQUAL_PROMPT
     assert ids(tokenizer, study.OTHER_WORDS).shape[1] >= study.LENGTH
 
 

@@ -1,10 +1,12 @@
 """Fine-tuning an encoder for search in documentation: with and without the Matryoshka loss, LoRA, batch sizes, and
-small batches whose gradients are added up; beside search by common words; and what is lost elsewhere.
+small batches whose gradients are added up; beside search by common words, and vectors that are turned before they are
+cut; on docstrings, and on questions in other words; and what is lost elsewhere.
 
 Every setting sees every pair once. Each tunes its learning rate on validation with seed 0, by climbing one grid from a
 declared start, then runs with every seed. Nothing is chosen on the test split.
 """
 
+import csv
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from course_lib import models, search, tasks, town, training
 from course_lib.claims import Interval
 from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
+from course_lib.paths import DATA
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
 from course_lib.tasks import Pairs, docs_search
@@ -30,6 +33,10 @@ WORST = 11
 RESAMPLED = 2000
 # Pairs of texts about one place, to search elsewhere.
 ELSEWHERE = 300
+SIZES = len(docs_search.DIMENSIONS)
+QUESTIONS = DATA / "docs_search" / "questions.csv"
+# Tokens of a text that the encoder could read; it was trained with search.MAX_LENGTH of them.
+LONGER = 256
 
 
 @dataclass(frozen=True)
@@ -79,20 +86,37 @@ def train(spec: dict, folder: Path | None = None) -> Run:
         batch_size=spec["batch_size"], gradient_accumulation=spec["gradient_accumulation"],
         learning_rate=spec["learning_rate"], seed=spec["seed"], **STEPS,
     )  # fmt: skip
-    run.extra["ranks"] = np.minimum(run.predictions, WORST).tolist()
     if spec["setting"] == "matryoshka" and spec["seed"] == SEEDS[-1]:
         search.Index.build(model, tokenizer, tasks.load(TASK)).save()
     return judged(run, spec, model, tokenizer)
 
 
-def judged(run: Run, spec: dict, model: models.Embedder, tokenizer) -> Run:
-    """The Run without its texts, and with what the model is worth elsewhere: `town` (ranks, as `ranks` of the test) and
-    `reviews` (hits of a linear head on frozen vectors). module and unseen tell of each query of the test where it is
-    from: a number for each module, and whether its package is in no training."""
-    found = search.ranks(model, tokenizer, town_pairs())
-    run.extra |= {"town": np.minimum(found, WORST).tolist(), "reviews": probe(model, tokenizer), **origin()}
+def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, max_length: int | None = None) -> Run:
+    """The Run without its texts, and with what the model is worth.
+
+    Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`), of the answers
+    to QUESTIONS (asked) and elsewhere (town); reviews (hits of a linear head on frozen vectors); and what `origin`
+    tells.
+    """
+    test = tasks.load(TASK).test
+    sides = [search.vectors(model, tokenizer, texts, max_length=max_length) for texts in (test.texts, test.labels)]
+    found = {"ranks": docs_search.ranks(*sides), "turned": docs_search.ranks(*search.turned(*sides))}
+    stored = search.vectors(model, tokenizer, search.docstrings(test), max_length=max_length)
+    asked, answers = questions()
+    found["asked"] = docs_search.ranks(search.vectors(model, tokenizer, asked), stored, answers=answers)
+    found["town"] = search.ranks(model, tokenizer, town_pairs())
+    run.extra |= {name: np.minimum(ranks, WORST).tolist() for name, ranks in found.items()}
+    run.extra |= {"reviews": probe(model, tokenizer), **origin()}
     run.spec, run.predictions, run.labels = spec, [], []
     return run
+
+
+def questions() -> tuple[list[str], list[int]]:
+    """The questions of data/docs_search/questions.csv whose answer is in the test split, and the row of each."""
+    rows = {name: i for i, name in enumerate(tasks.load(TASK).test.info["name"])}
+    with QUESTIONS.open(encoding="utf-8", newline="") as file:
+        found = [(row["question"], rows[row["name"]]) for row in csv.DictReader(file) if row["name"] in rows]
+    return [question for question, _ in found], [row for _, row in found]
 
 
 def town_pairs() -> Pairs:
@@ -107,14 +131,14 @@ def town_pairs() -> Pairs:
     return Pairs(tuple(queries), tuple(passages))
 
 
-def origin() -> dict[str, list[int]]:
-    """The module of each query of the test, as a number, and whether its package is in no training."""
+def origin() -> dict[str, list]:
+    """Of each query of the test its family of modules, as a number, its package, and whether that is in no training."""
     info = tasks.load(TASK).test.info
-    numbers = {module: i for i, module in enumerate(dict.fromkeys(info["module"]))}
+    numbers = {family: i for i, family in enumerate(dict.fromkeys(info["family"]))}
     return {
-        "module": [numbers[module] for module in info["module"]],
+        "family": [numbers[family] for family in info["family"]], "package": list(info["package"]),
         "unseen": [int(package in docs_search.UNSEEN) for package in info["package"]],
-    }
+    }  # fmt: skip
 
 
 def probe(model: models.Embedder, tokenizer) -> list[int]:
@@ -128,17 +152,17 @@ def probe(model: models.Embedder, tokenizer) -> list[int]:
 
 
 def untuned(log: RunLog) -> None:
-    """The encoder as it is."""
+    """The encoder as it is; also where it reads more of each text."""
 
     def ask(spec: dict, folder: Path | None = None) -> Run:
         model, tokenizer = models.embedder()
         model.to(best_device())
         none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
         run = Run(spec=spec, peak_bytes=None, precision="fp32", **none)
-        run.extra["ranks"] = np.minimum(search.ranks(model, tokenizer, tasks.load(TASK).test), WORST).tolist()
-        return judged(run, spec, model, tokenizer)
+        return judged(run, spec, model, tokenizer, spec.get("max_length"))
 
     log.run({"task": TASK, "untuned": True, "seed": 0}, ask)
+    log.run({"task": TASK, "untuned": True, "seed": 0, "max_length": LONGER}, ask)
 
 
 def lexical(log: RunLog) -> None:
@@ -146,12 +170,16 @@ def lexical(log: RunLog) -> None:
 
     def ask(spec: dict, folder: Path | None = None) -> Run:
         none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
-        found = np.minimum(search.lexical_ranks(tasks.load(TASK).test), WORST)
+        test, (asked, answers) = tasks.load(TASK).test, questions()
+        scores = search.bm25(asked, search.docstrings(test))
+        found = {"ranks": search.lexical_ranks(test), "asked": docs_search.places(scores, answers)}
         # The same at all sizes: there are no vectors to be cut.
-        ranks = np.repeat(found[:, None], len(docs_search.DIMENSIONS), axis=1).tolist()
-        return Run(spec=spec, peak_bytes=None, precision="fp32", extra={"ranks": ranks, **origin()}, **none)
+        extra = {
+            name: np.repeat(np.minimum(ranks, WORST)[:, None], SIZES, axis=1).tolist() for name, ranks in found.items()
+        }
+        return Run(spec=spec, peak_bytes=None, precision="fp32", extra=extra | origin(), **none)
 
-    log.run({"task": TASK, "lexical": "TF-IDF", "seed": 0}, ask)
+    log.run({"task": TASK, "lexical": "BM25", "seed": 0}, ask)
 
 
 def best_rate(log: RunLog, setting: str) -> float:
@@ -178,31 +206,38 @@ def _ndcg(runs: Iterable[Run], size: int, where: str) -> np.ndarray:
 
 
 def scores(runs: Iterable[Run], size: int, where: str = "ranks", unseen: bool | None = None) -> np.ndarray:
-    """NDCG@10 of each run at one size of vectors; where: "ranks" (the test) or "town"; unseen: only queries about
-    packages that training has seen, or only about those that it has not."""
+    """NDCG@10 of each run at one size of vectors; where: "ranks" or "turned" (the test), "asked" or "town"; unseen: of
+    the test, only queries about packages that training has seen, or only about those that it has not."""
     runs = list(runs)
     found = _ndcg(runs, size, where)
     chosen = slice(None) if unseen is None else np.array(runs[0].extra["unseen"]) == unseen
     return found[:, chosen].mean(1)
 
 
-def _resampled(a: Sequence[Run], b: Sequence[Run], size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of modules, whose queries are like each other
-    (of "town": of queries). Raises ValueError if they were tested on different queries."""
-    if len({tuple(run.extra["module"]) for run in (*a, *b)}) > 1:
+def _resampled(
+    a: Sequence[Run], b: Sequence[Run], size: int, where: str, unseen: bool | None = None, of_b: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of families of modules, whose queries are like
+    each other (of what is no docstring: of queries); of_b: where to look with `b`, if elsewhere. Raises ValueError if
+    they were tested on different queries."""
+    if len({tuple(run.extra["family"]) for run in (*a, *b)}) > 1:
         raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
-    new, old = _ndcg(a, size, where), _ndcg(b, size, where)
-    modules = np.array(a[0].extra["module"]) if where == "ranks" else np.arange(new.shape[1])
-    draw, count = np.random.default_rng(0), modules.max() + 1
-    # How often each module, and each seed, is drawn.
+    new, old = _ndcg(a, size, where), _ndcg(b, size, of_b or where)
+    families = np.array(a[0].extra["family"]) if where in ("ranks", "turned") else np.arange(new.shape[1])
+    if unseen is not None:
+        chosen = np.array(a[0].extra["unseen"]) == unseen
+        new, old, families = new[:, chosen], old[:, chosen], families[chosen]
+    families = np.unique(families, return_inverse=True)[1]
+    draw, count = np.random.default_rng(0), families.max() + 1
+    # How often each family, and each seed, is drawn.
     drawn = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLED)
     seeds = draw.multinomial(len(new), np.full(len(new), 1 / len(new)), size=RESAMPLED)
     # Runs of one seed belong together, where there are as many on both sides.
     others = seeds if len(old) == len(new) else draw.multinomial(len(old), np.full(len(old), 1 / len(old)), RESAMPLED)
 
     def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        sums = np.array([np.bincount(modules, row) for row in values])
-        return (drawn @ sums.T * weights).sum(1) / weights.sum(1) / (drawn @ np.bincount(modules))
+        sums = np.array([np.bincount(families, row) for row in values])
+        return (drawn @ sums.T * weights).sum(1) / weights.sum(1) / (drawn @ np.bincount(families))
 
     return means(new, seeds), means(old, others)
 
@@ -213,21 +248,27 @@ def _interval(draws: np.ndarray, value: float) -> Interval:
     return Interval(float(low), value, float(high))
 
 
-def difference(a: Sequence[Run], b: Sequence[Run], size: int, where: str = "ranks") -> Interval:
-    """By how many points of NDCG@10 the runs `a` are better than `b`, which may be one."""
-    new, old = _resampled(a, b, size, where)
-    return _interval(100 * (new - old), 100 * float(_ndcg(a, size, where).mean() - _ndcg(b, size, where).mean()))
+def difference(
+    a: Sequence[Run], b: Sequence[Run], size: int, where: str = "ranks", of_b: str | None = None
+) -> Interval:
+    """By how many points of NDCG@10 the runs `a` are better than `b`, which may be one; where, of_b: see `scores` and
+    `_resampled`."""
+    new, old = _resampled(a, b, size, where, of_b=of_b)
+    return _interval(
+        100 * (new - old), 100 * float(scores(a, size, where).mean() - scores(b, size, of_b or where).mean())
+    )
 
 
-def gain(a: Sequence[Run], b: Sequence[Run], size: int) -> Interval:
-    """Relative gain in NDCG@10 of the runs `a` over `b`, which may be one: 0.1 for a tenth."""
-    new, old = _resampled(a, b, size, "ranks")
-    return _interval(new / old - 1, float(_ndcg(a, size, "ranks").mean() / _ndcg(b, size, "ranks").mean() - 1))
+def gain(a: Sequence[Run], b: Sequence[Run], size: int, unseen: bool | None = None) -> Interval:
+    """Relative gain in NDCG@10 of the runs `a` over `b`, which may be one: 0.1 for a tenth; unseen: see `scores`."""
+    new, old = _resampled(a, b, size, "ranks", unseen)
+    means = [scores(runs, size, unseen=unseen).mean() for runs in (a, b)]
+    return _interval(new / old - 1, float(means[0] / means[1] - 1))
 
 
-def more_at(a: Sequence[Run], b: Sequence[Run], small: int, large: int) -> Interval:
+def more_at(a: Sequence[Run], b: Sequence[Run], small: int, large: int, of_b: str | None = None) -> Interval:
     """By how many points of NDCG@10 more the runs `a` gain over `b` at a small size than at a large one."""
-    sides = [_resampled(a, b, size, "ranks") for size in (small, large)]
-    value = difference(a, b, small).value - difference(a, b, large).value
+    sides = [_resampled(a, b, size, "ranks", of_b=of_b) for size in (small, large)]
+    value = difference(a, b, small, of_b=of_b).value - difference(a, b, large, of_b=of_b).value
     (new, old), (new_large, old_large) = sides
     return _interval(100 * ((new - old) - (new_large - old_large)), value)

@@ -18,7 +18,7 @@ from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
 from course_lib.experiments.steps import time_steps
-from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed
+from course_lib.experiments.tuning import RATES, climb, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -82,9 +82,7 @@ SETTINGS = {
     "lora": Setting("LoRA, r = 8", "lora", 3e-3, _LORA),
     "full, random weights": Setting("Full, random weights", size=task_of.TRAIN, pretrained=False),
     "full, prompts too": Setting("Full, loss on prompts too", train_on_prompt=True),
-    "full, prompts too, 150 examples": Setting(
-        "The same, 150 examples", size=SIZES[0], train_on_prompt=True, rate_of="full, prompts too"
-    ),
+    "full, prompts too, 150 examples": Setting("The same, 150 examples", size=SIZES[0], train_on_prompt=True),
     "full, wrong answers": Setting("One answer in five wrong", wrong=True, rate_of="full"),
     "full, no space": Setting("No space in the template", spaced=False, rate_of="full"),
     "full, known facts": Setting("Full, known facts", by_heart=task_of.TOWN, rate_of="full"),
@@ -329,10 +327,7 @@ def study(log: RunLog) -> None:
 
 def tuned(runs: list[Run], setting: str) -> list[Run]:
     """The recorded runs of a setting at its tuned rate, one a seed, in order; empty where a seed is missing."""
-    if SETTINGS[setting].rate_of is None:
-        return of_best_rate(select(runs, setting=setting))
-    found = sorted(select(runs, setting=setting), key=lambda run: run.spec["seed"])
-    return found if [run.spec["seed"] for run in found] == list(SEEDS) else []
+    return of_best_rate(select(runs, setting=setting))
 
 
 def exact(runs: Iterable[Run], part: str, how: str = "hits") -> np.ndarray:

@@ -2,8 +2,8 @@
 parameters, on tables to text; how they start; how much data and time they want; what prompting alone does.
 
 Every setting gets the same passes over the same tables unless it says otherwise. Each tunes its learning rate on
-validation with seed 0, by climbing one common grid from a declared start, then runs with every seed. Nothing is chosen
-on the test split.
+validation with seed 0, by climbing one common grid from a declared start (those that train longer take the rate of the
+usual length), then runs with every seed. Nothing is chosen on the test split.
 """
 
 import sys
@@ -28,16 +28,18 @@ import torch
 from torch.utils.benchmark import Timer
 
 TASK = "table_to_text"
-TRAIN, EPOCHS, LONGER = 1000, 3, 12
+TRAIN, EPOCHS, LONGER = 1000, 2, 8
 # Enough to choose a rate and an epoch by; writing takes longer than training.
 VALIDATION = 100
-# Nearly as many optimizer steps (377, and 375) from a tenth of the tables.
-FEW, FEW_EPOCHS = 100, 29
+# Nearly as many optimizer steps (247, and 250) from a tenth of the tables.
+FEW, FEW_EPOCHS = 100, 19
 # Weight decay pulls towards zero, which means "as before" for LoRA alone.
 STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 192}
 GRID = (*RATES, 3e-1, 1.0)
 LENGTHS = (1, 7, 14, 28, 56)
 LENGTH = 14
+# The length at which a soft prompt has exactly as many parameters as a prefix of LENGTH; and those of P-tuning.
+EQUAL_PROMPT, P_TUNING_LENGTHS = 84, (1, 14, 56)
 # The rank whose LoRA on queries and values has exactly as many parameters as a prefix of that length.
 LORA_RANKS = {7: 2, 14: 4, 28: 8, 56: 16}
 # More would not stand within the length of text that the model was pre-trained on.
@@ -59,15 +61,18 @@ SERVED_TOKENS, SERVED_ROUNDS = 16, 30
 @dataclass(frozen=True)
 class Setting:
     """A method with its hyper-parameters, the rate at which its tuning starts, and what may be unusual: the text that
-    its vectors start from (None: numbers drawn as the library draws them), how many tables it gets, and how often."""
+    its vectors start from (None: as the library draws them), whether random numbers as large as that text's take their
+    place, how many tables it gets, how often, and the setting whose tuned rate it takes instead of one of its own."""
 
     title: str
     method: str
     start: float
     hparams: dict = field(default_factory=dict)
     words: str | None = None
+    random: bool = False
     tables: int = TRAIN
     epochs: int = EPOCHS
+    rate_of: str | None = None
 
 
 def _virtual(length: int, **more) -> dict:
@@ -82,17 +87,21 @@ FULL = {"full": Setting("Full fine-tuning", "full", 1e-3)}
 # Prefix and prompt start from the same words: before the first step they are the same model.
 BY_LENGTH = (
     {f"prefix, m={m}": Setting(f"Prefix, m = {m}", "prefix_tuning", 3e-2, _virtual(m), WORDS) for m in LENGTHS}
-    | {f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 3e-2, _virtual(m), WORDS) for m in LENGTHS}
-    | {f"p-tuning, m={m}": Setting(f"P-tuning, m = {m}", "p_tuning", 3e-3, _virtual(m)) for m in LENGTHS}
+    | {
+        f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 3e-2, _virtual(m), WORDS)
+        for m in (*LENGTHS, EQUAL_PROMPT)
+    }
+    | {f"p-tuning, m={m}": Setting(f"P-tuning, m = {m}", "p_tuning", 3e-3, _virtual(m)) for m in P_TUNING_LENGTHS}
     | {f"lora, as m={m}": Setting(f"LoRA, r = {r}", "lora", 1e-2, _rank(r)) for m, r in LORA_RANKS.items()}
+    | {"lora, all linear": Setting("LoRA, all linear, r = 1", "lora", 1e-2, _rank(1, "all-linear"))}
 )
 _PROJECTED = _virtual(LENGTH, prefix_projection=True, encoder_hidden_size=512)
 STARTS = {
     "prefix, other words": Setting("Prefix, other words", "prefix_tuning", 3e-2, _virtual(LENGTH), OTHER_WORDS),
-    "prefix, random": Setting("Prefix, random", "prefix_tuning", 3e-2, _virtual(LENGTH)),
+    "prefix, random": Setting("Prefix, random", "prefix_tuning", 3e-2, _virtual(LENGTH), WORDS, random=True),
     "prefix, projected": Setting("Prefix, projected", "prefix_tuning", 3e-3, _PROJECTED),
     "prompt, other words": Setting("Prompt, other words", "prompt_tuning", 3e-2, _virtual(LENGTH), OTHER_WORDS),
-    "prompt, random": Setting("Prompt, random", "prompt_tuning", 3e-2, _virtual(LENGTH)),
+    "prompt, random": Setting("Prompt, random", "prompt_tuning", 3e-2, _virtual(LENGTH), WORDS, random=True),
 }
 # Entries of the tables above, with other data or more time.
 FEW_OF = (
@@ -106,7 +115,7 @@ FEW_OF = (
 LONG_OF = ("full", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}", f"prompt, m={LENGTH}", f"p-tuning, m={LENGTH}")
 _USUAL = FULL | BY_LENGTH | STARTS
 FEW_TABLES = {f"{name}, few": replace(_USUAL[name], tables=FEW, epochs=FEW_EPOCHS) for name in FEW_OF}
-LONG = {f"{name}, long": replace(_USUAL[name], epochs=LONGER) for name in LONG_OF}
+LONG = {f"{name}, long": replace(_USUAL[name], epochs=LONGER, rate_of=name) for name in LONG_OF}
 SETTINGS = _USUAL | FEW_TABLES | LONG
 
 
@@ -115,8 +124,24 @@ def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
     chosen = SETTINGS[setting]
     return {
         "task": TASK, "setting": setting, "method": chosen.method, "hparams": chosen.hparams, "words": chosen.words,
-        "tables": chosen.tables, "epochs": chosen.epochs, "learning_rate": learning_rate, "seed": seed,
+        "random": chosen.random, "tables": chosen.tables, "epochs": chosen.epochs, "learning_rate": learning_rate,
+        "seed": seed,
     }  # fmt: skip
+
+
+def fresh(setting: str, seed: int = 0) -> tuple[models.LanguageModel, object]:
+    """The language model, which carries the setting's vectors already if these start in an unusual way; tokenizer."""
+    chosen = SETTINGS[setting]
+    model, tokenizer = models.lm()
+    if chosen.words is not None:
+        model.lm = METHODS[chosen.method].apply(model.lm, **chosen.hparams)
+        start_from_text(model.lm, tokenizer, chosen.words)
+    if chosen.random:
+        vectors = model.lm.prompt_encoder["default"].embedding.weight.data
+        draw = torch.Generator().manual_seed(seed)
+        # Each entry with the spread that it has among the words'.
+        vectors.copy_(vectors.std(0) * torch.randn(vectors.shape, generator=draw))
+    return model, tokenizer
 
 
 def train(spec: dict, folder: Path | None = None) -> Run:
@@ -125,15 +150,10 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     # A few tables are other ones for each seed: which they are matters.
     task = task.smaller(train=spec["tables"], seed=spec["seed"] if spec["tables"] == FEW else 0)
     task = task.smaller(validation=VALIDATION)
-    model, tokenizer = models.lm()
-    model.to(best_device())
-    hparams = spec["hparams"]
-    if spec["words"] is not None:
-        model.lm = METHODS[spec["method"]].apply(model.lm, **hparams)
-        start_from_text(model.lm, tokenizer, spec["words"])
+    model, tokenizer = fresh(spec["setting"], spec["seed"])
     run = training.fit(
-        model, tokenizer, task, spec["method"], folder=folder, hparams=hparams, epochs=spec["epochs"],
-        learning_rate=spec["learning_rate"], seed=spec["seed"], **STEPS,
+        model.to(best_device()), tokenizer, task, spec["method"], folder=folder, hparams=spec["hparams"],
+        epochs=spec["epochs"], learning_rate=spec["learning_rate"], seed=spec["seed"], **STEPS,
     )  # fmt: skip
     return judged(run, spec)
 
@@ -177,7 +197,8 @@ def show(spec: dict, folder: Path | None = None) -> Run:
 
 
 def best_rate(log: RunLog, setting: str) -> float:
-    """The learning rate of the setting, climbing from its start."""
+    """The learning rate of the setting: its own, climbing from its start, or that of another one."""
+    setting = SETTINGS[setting].rate_of or setting
     return climb(GRID, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
 
 
@@ -191,7 +212,7 @@ def prompting(log: RunLog) -> None:
     for shots in SHOTS:
         for seed in SEEDS if shots else SEEDS[:1]:
             log.run({"task": TASK, "shots": shots, "seed": seed}, show)
-    log.run({"task": TASK, "told": WORDS, "shots": 0, "seed": 0}, show)
+    log.run({"task": TASK, "told": f"{WORDS}\n", "shots": 0, "seed": 0}, show)
 
 
 def serve(log: RunLog) -> None:
@@ -242,7 +263,7 @@ def large() -> list[dict]:
 
     Prefixes do not go with checkpointing in peft, so LoRA is measured with and without it.
     """
-    ways = [("prefix_tuning", _virtual(28)), ("prefix_tuning", _virtual(196)), ("prompt_tuning", _virtual(28))]
+    ways = [("prefix_tuning", _virtual(20)), ("prefix_tuning", _virtual(200)), ("prompt_tuning", _virtual(20))]
     ways += [("lora", _rank(r)) for r in (8, 16)]
     return [
         {
@@ -272,6 +293,12 @@ def tuned(runs: list[Run], setting: str) -> list[Run]:
     return of_best_rate(select(runs, setting=setting))
 
 
+def rate(setting: str, recorded: dict[str, list[Run]]) -> float:
+    """The rate that was tuned on the first device where the setting is recorded; where none is, that of its start."""
+    groups = [group for log in recorded.values() if (group := tuned(log, setting))]
+    return groups[0][0].spec["learning_rate"] if groups else SETTINGS[setting].start
+
+
 def shown(runs: list[Run], shots: int) -> list[Run]:
     """The recorded runs of the untuned model with so many examples, in the order of seeds."""
     found = [run for run in select(runs, shots=shots) if "told" not in run.spec]
@@ -286,12 +313,14 @@ def slot_error_rates(runs: Iterable[Run], kind: str | None = None) -> np.ndarray
     return np.array([sum(run.extra["errors"][i] for i in rows) / slots for run in runs])
 
 
-def fewer_errors(a: Sequence[Run], b: Sequence[Run]) -> Interval:
-    """By how many points the slot error rate of the runs `a` lies below that of `b`: a 95% interval, paired by seed and
-    by text."""
-    slots = np.mean([len(table) for table in tasks.load(TASK).test.info["table"]])
+def fewer_errors(a: Sequence[Run], b: Sequence[Run], kind: str | None = None) -> Interval:
+    """By how many points the slot error rate of the runs `a` lies below that of `b`, on the test split or on one kind
+    of its tables: a 95% interval, paired by seed and by text."""
+    split = tasks.load(TASK).test
+    rows = [i for i, found in enumerate(split.info["kind"]) if kind in (None, found)]
+    slots = np.mean([len(split.info["table"][i]) for i in rows])
 
     def right(runs: Sequence[Run]) -> list[list[float]]:
-        return [[1 - found / slots for found in run.extra["errors"]] for run in runs]
+        return [[1 - run.extra["errors"][i] / slots for i in rows] for run in runs]
 
     return Interval.of_hits(right(a), right(b))

@@ -24,7 +24,7 @@ PACKAGES = (
     "huggingface_hub", "datasets",
 )  # fmt: skip
 # Shares of the pairs.
-SPLITS = {"train": 0.74, "validation": 0.06, "test": 0.20}
+SPLITS = {"train": 0.70, "validation": 0.10, "test": 0.20}
 # At most so many files a package and pairs a module, so that no package and no file is the echo of itself.
 FILES, PER_MODULE = 300, 10
 QUERY_WORDS, PASSAGE_WORDS, PASSAGE_CHARACTERS = 5, 15, 1000
@@ -35,7 +35,7 @@ ALIKE, COMMON = 0.4, 40
 # Packages that only the test asks for.
 UNSEEN = ("tornado", "hypothesis", "fontTools")
 DIMENSIONS = (384, 256, 128, 64, 32)
-INFO = ("name", "module", "package")
+INFO = ("name", "module", "package", "family")
 
 
 def clean(body: str) -> str:
@@ -105,19 +105,26 @@ def families(rows: Sequence[dict]) -> list[list[dict]]:
             family[head(rows[i]["module"])] = head(rows[j]["module"])
     found = defaultdict(list)
     for row in rows:
-        found[head(row["module"])].append(row)
+        named = head(row["module"])
+        found[named].append(row | {"family": named})
     return list(found.values())
 
 
+def _unseen(rows: Sequence[dict]) -> bool:
+    """Whether a row is of a package that only the test asks for."""
+    return any(row["package"] in UNSEEN for row in rows)
+
+
 def _collect() -> dict[str, list[dict]]:
-    """The rows of every split. Families of modules are dealt to the splits whole; UNSEEN packages to the test alone."""
-    rows = _kept()
-    splits = {name: [] for name in SPLITS} | {"test": [row for row in rows if row["package"] in UNSEEN]}
-    dealt = families([row for row in rows if row["package"] not in UNSEEN])
+    """The rows of every split. Families of modules are dealt to the splits whole; those of UNSEEN packages to the test
+    alone."""
+    dealt = families(_kept())
+    total = sum(map(len, dealt))
+    splits = {name: [] for name in SPLITS}
     # The largest families first, while every split has room for them.
-    for family in sorted(dealt, key=len, reverse=True):
-        room = {name: share * len(rows) - len(splits[name]) for name, share in SPLITS.items()}
-        splits[max(room, key=lambda name: room[name] / SPLITS[name])] += family
+    for family in sorted(dealt, key=lambda rows: (not _unseen(rows), -len(rows))):
+        room = {name: share * total - len(splits[name]) for name, share in SPLITS.items()}
+        splits["test" if _unseen(family) else max(room, key=lambda name: room[name] / SPLITS[name])] += family
     for found in splits.values():
         random.Random("docs_search").shuffle(found)
     return splits
@@ -125,7 +132,8 @@ def _collect() -> dict[str, list[dict]]:
 
 @cache
 def load() -> SearchTask:
-    """The task; `info` holds name (of what is documented), module and package. Read once, then from the cache folder.
+    """The task; `info` holds name (of what is documented), module, package, and family (see `families`). Read once,
+    then from the cache folder.
 
     Raises CourseError if a package that it reads is missing.
     """
@@ -141,16 +149,27 @@ def load() -> SearchTask:
 # Measures. A rank is the place of the right passage among all, 1 for the first; each query has one.
 
 
-def ranks(queries: np.ndarray, passages: np.ndarray, dimensions: Sequence[int] = DIMENSIONS) -> np.ndarray:
-    """The rank of passage i for query i, by cosine similarity of the first so many dimensions; in a tie the worst.
+def places(scores: np.ndarray, answers: Sequence[int]) -> np.ndarray:
+    """The rank of each query's right passage, given by its column, in scores (queries, passages); in a tie the worst."""
+    right = scores[np.arange(len(scores)), np.asarray(answers)]
+    return (scores >= right[:, None]).sum(1)
 
-    queries, passages: (rows, width). Returns (rows, dimensions).
+
+def ranks(
+    queries: np.ndarray,
+    passages: np.ndarray,
+    dimensions: Sequence[int] = DIMENSIONS,
+    answers: Sequence[int] | None = None,
+) -> np.ndarray:
+    """The rank of each query's right passage, by cosine similarity of the first so many dimensions.
+
+    queries, passages: (rows, width). answers: the row of each right passage; None where passage i answers query i.
+    Returns (queries, dimensions).
     """
-    found = []
+    answers, found = range(len(queries)) if answers is None else answers, []
     for size in dimensions:
         q, p = (side[:, :size] / np.linalg.norm(side[:, :size], axis=1, keepdims=True) for side in (queries, passages))
-        scores = q @ p.T
-        found.append((scores >= np.diag(scores)[:, None]).sum(1))
+        found.append(places(q @ p.T, answers))
     return np.stack(found, axis=1)
 
 
