@@ -26,7 +26,7 @@ def vectors(model: models.Embedder, tokenizer, texts, *, max_length: int | None 
 
 
 def ranks(model: models.Embedder, tokenizer, split: Pairs, **options) -> np.ndarray:
-    """The rank of each query's passage among all of the split: (rows, docs_search.DIMENSIONS). options: of `vectors`."""
+    """The rank of each query's passage in the split, (rows, docs_search.DIMENSIONS); options: of `vectors`."""
     return docs_search.ranks(*(vectors(model, tokenizer, texts, **options) for texts in (split.texts, split.labels)))
 
 

@@ -150,7 +150,7 @@ def load() -> SearchTask:
 
 
 def places(scores: np.ndarray, answers: Sequence[int]) -> np.ndarray:
-    """The rank of each query's right passage, given by its column, in scores (queries, passages); in a tie the worst."""
+    """The rank of each query's right passage, by its column of scores (queries, passages); in a tie the worst."""
     right = scores[np.arange(len(scores)), np.asarray(answers)]
     return (scores >= right[:, None]).sum(1)
 
