@@ -5,6 +5,7 @@ import ast
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from course_lib.errors import CourseError
@@ -25,17 +26,46 @@ def record(arguments) -> int:
     deadline = None if arguments.budget_minutes is None else time.monotonic() + 60 * arguments.budget_minutes
     for name, module in studies.items():
         file = Path(arguments.out) / name / f"{runs.slug(runs.device_name())}.json"
-        log = runs.RunLog(file, deadline)
         try:
+            if arguments.jobs > 1 and name in experiments.TOGETHER:
+                _compare_together(name, file, deadline, arguments.jobs)
+            # What is left, and what wants the machine for itself.
+            log = runs.RunLog(file, deadline)
             module.study(log)
             if log.runs:
                 print(f"{name}: complete, {len(log.runs)} runs in {file}")
         except runs.OutOfTime:
             print(f"{name}: the budget is spent, {len(log.runs)} runs in {file}. The same command goes on from there.")
         except KeyboardInterrupt:
+            log = runs.RunLog(file)
             print(f"\n{name}: interrupted, {len(log.runs)} runs in {file}. The same command goes on from there.")
             return 130
     return 0
+
+
+def _compare_together(name: str, file: Path, deadline: float | None, jobs: int) -> None:
+    """The settings of a study in several processes, one thread each."""
+    from torch.multiprocessing import get_context
+
+    shares = [(which, jobs) for which in range(jobs)]
+    workers = [get_context("spawn").Process(target=_compare, args=(name, file, deadline, share)) for share in shares]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def _compare(name: str, file: Path, deadline: float | None, share: tuple[int, int]) -> None:
+    """One process's share of the settings of a study."""
+    from course_lib import experiments, runs
+    from course_lib.session import quiet
+
+    import torch
+
+    quiet()
+    torch.set_num_threads(1)
+    with suppress(KeyboardInterrupt, runs.OutOfTime):
+        experiments.experiment(name).compare(runs.RunLog(file, deadline, share))
 
 
 def execute(arguments) -> int:
@@ -209,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("experiment", nargs="*", help="names of experiments")
     one.add_argument("--all", action="store_true", help="every experiment")
     one.add_argument("--out", default=RUNS, metavar="DIR", help="where the run logs go (default: data/runs)")
+    one.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side, where a study allows it")
     one.add_argument("--budget-minutes", type=float, metavar="N", help="start no new run after N minutes")
     one.set_defaults(run=record)
     return top

@@ -1,7 +1,8 @@
 """Runs and the run log: what was trained, what came out, on which machine; written as it happens.
 
 A log is one JSON file a device, data/runs/<experiment>/<device>.json. Each run is written when it finishes, whole
-or not at all, so that an interrupted recording keeps what it has and goes on where it stopped.
+or not at all, so that an interrupted recording keeps what it has and goes on where it stopped. Several processes may
+write one log: each run is done by one of them.
 """
 
 import datetime
@@ -14,13 +15,20 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
 from course_lib.errors import CourseError
 from course_lib.paths import CACHE, ROOT, RUNS
+
+try:
+    import fcntl
+except ImportError:
+    # Windows: one process a log.
+    fcntl = None
 
 
 @dataclass(kw_only=True)
@@ -131,15 +139,20 @@ class OutOfTime(Exception):
 class RunLog:
     """The runs of one experiment on one device, in a file (or in memory, with file=None).
 
-    deadline: on the clock of `time.monotonic`; no new run starts after it, `run` then raises OutOfTime.
+    deadline: on the clock of `time.monotonic`; no new run starts after it, `run` then raises OutOfTime. share: (which,
+    of how many) processes that work on it side by side, each beginning elsewhere (see `order`).
     """
 
-    def __init__(self, file: Path | None = None, deadline: float | None = None):
-        self.file = file
-        self.deadline = deadline
+    def __init__(self, file: Path | None = None, deadline: float | None = None, share: tuple[int, int] = (0, 1)):
+        self.file, self.deadline, self.share = file, deadline, share
         self.runs: dict[str, Run] = {}
-        if file is not None and file.exists():
-            self.runs = {key(run.spec): run for run in read(file)}
+        self._read()
+
+    def order(self, settings: Sequence[str]) -> list[str]:
+        """The settings in the order in which this process should take them: from its own part on, then the others."""
+        which, of = self.share
+        start = len(settings) * which // of
+        return [*settings[start:], *settings[:start]]
 
     def run(self, spec: dict, train: Callable[[dict, Path | None], Run]) -> Run:
         """The logged run of `spec`, or else `train(spec, folder)`, logged at once.
@@ -150,27 +163,56 @@ class RunLog:
             return self.runs[key(spec)]
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTime
-        folder = None
-        if self.file is not None:
-            # Another log is another recording: its checkpoints are not ours.
-            whose = f"{self.file.resolve()} {key(spec)}"
-            folder = CACHE / "checkpoints" / hashlib.sha256(whose.encode()).hexdigest()[:16]
+        if self.file is None:
+            return self._train(spec, train, None)
+        # Another log is another recording: its checkpoints are not ours.
+        folder = _place(f"{self.file.resolve()} {key(spec)}")
+        with _alone(folder):
+            # Another process may have done it in the meantime.
+            self._read()
+            if key(spec) in self.runs:
+                return self.runs[key(spec)]
+            run = self._train(spec, train, folder)
+            with _alone(_place(str(self.file.resolve()))):
+                self._read()
+                self._write()
+        shutil.rmtree(folder, ignore_errors=True)
+        return run
+
+    def _train(self, spec: dict, train: Callable[[dict, Path | None], Run], folder: Path | None) -> Run:
         run = train(spec, folder)
         run.machine = machine() | {"date": datetime.date.today().isoformat()}
         self.runs[key(spec)] = run
-        self._write()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         return run
 
+    def _read(self) -> None:
+        """Take in what is in the file and not known yet."""
+        if self.file is not None and self.file.exists():
+            self.runs |= {key(run.spec): run for run in read(self.file) if key(run.spec) not in self.runs}
+
     def _write(self) -> None:
-        if self.file is None:
-            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_suffix(".draft")
         rows = ",\n".join(json.dumps(asdict(run)) for run in self.runs.values())
         draft.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
         draft.replace(self.file)
+
+
+def _place(what: str) -> Path:
+    """Where that which belongs to `what` is kept for a while."""
+    return CACHE / "checkpoints" / hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Only one process at a time; the lock of one that dies is free again."""
+    if fcntl is None:
+        yield
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def read(file: Path) -> list[Run]:

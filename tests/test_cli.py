@@ -74,6 +74,13 @@ def test_record_with_a_spent_budget(capsys, tmp_path):
     assert said.endswith("The same command goes on from there.\n")
 
 
+def test_several_processes_keep_to_the_budget(capfd, tmp_path):
+    arguments = ["record", "embedding", "--jobs", "2", "--out", str(tmp_path), "--budget-minutes", "0"]
+    assert main(arguments) == 0
+    said = capfd.readouterr()
+    assert said.out.startswith(f"embedding: the budget is spent, 0 runs in {tmp_path}") and "Traceback" not in said.err
+
+
 def made(spec: dict) -> runs.Run:
     return runs.Run(
         spec=spec, losses=[1.0], trainable=1, seconds=1.0, tokens_per_second=1.0, predicted_bytes={}, peak_bytes=None,

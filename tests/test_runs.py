@@ -174,6 +174,20 @@ def test_half_written_draft_is_not_read(tmp_path):
     assert RunLog(file).run({"seed": 0}, train).spec == {"seed": 0}
 
 
+def test_two_processes_share_a_log(tmp_path):
+    file, train = tmp_path / "cpu.json", Trainer()
+    one, other = RunLog(file, share=(0, 2)), RunLog(file, share=(1, 2))
+    assert one.order(["a", "b", "c", "d"]) == ["a", "b", "c", "d"] and other.order(["a", "b", "c", "d"])[:2] == [
+        "c",
+        "d",
+    ]
+    one.run({"seed": 0}, train)
+    other.run({"seed": 1}, train)
+    assert other.run({"seed": 0}, train).spec == one.run({"seed": 1}, train).spec | {"seed": 0}
+    assert [spec["seed"] for spec, _ in train.asked] == [0, 1]
+    assert [run.spec["seed"] for run in read(file)] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "text", ["", "[", "5", "{}x", '{"a": 1}', "[null]", '[{"spec": {}}]', '[{"wrong": 1}]', "\x00"]
 )

@@ -11,6 +11,8 @@ EXPERIMENTS = (
     "full_vs_feature_based", "peft_taxonomy", "lora", "lora_speed", "qlora_memory", "prefix_tuning",
     "instruction_tuning", "embedding",
 )  # fmt: skip
+# Those whose `compare(log)` several processes may run side by side.
+TOGETHER = ("prefix_tuning", "instruction_tuning", "embedding")
 
 
 def experiment(name: str):

@@ -187,11 +187,16 @@ def best_rate(log: RunLog, setting: str) -> float:
     return climb(RATES, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
 
 
+def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
+    """Every setting: its rate tuned, then every seed."""
+    every_seed(log, settings, sys.modules[__name__])
+
+
 def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
     untuned(log)
     lexical(log)
-    every_seed(log, SETTINGS, sys.modules[__name__])
+    compare(log)
 
 
 def tuned(runs: list[Run], setting: str) -> list[Run]:

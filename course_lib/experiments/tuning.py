@@ -28,7 +28,7 @@ def climb(rates: Sequence[float], start: float, score: Callable[[float], float])
 
 def every_seed(log: RunLog, settings: Iterable[str], study) -> None:
     """Every setting of a study (a module with best_rate, make_spec and train): its rate tuned, then every seed."""
-    for setting in settings:
+    for setting in log.order(list(settings)):
         rate = study.best_rate(log, setting)
         for seed in SEEDS:
             log.run(study.make_spec(setting, rate, seed), study.train)
