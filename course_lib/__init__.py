@@ -20,8 +20,9 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones, up to 2 GB. By default it returns large blocks to
-    the system, which hands them out again page by page, zeroed: fine-tuning MiniLM took half as long again."""
+    """Let glibc keep the memory of freed tensors for the next ones. By default it returns large blocks to the system,
+    which hands them out again page by page, zeroed: fine-tuning MiniLM took half as long again. What is free below the
+    last block in use stays with the process, and up to 2 GB above it."""
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "mallopt"):
         for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**26)):

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 from course_lib.errors import CourseError
@@ -44,15 +45,19 @@ def record(arguments) -> int:
 
 
 def _compare_together(name: str, file: Path, deadline: float | None, jobs: int) -> None:
-    """The settings of a study in several processes, one thread each."""
-    from torch.multiprocessing import get_context
+    """The settings of a study in several processes, one thread each; raises CourseError where they cannot share."""
+    from course_lib import runs
 
-    shares = [(which, jobs) for which in range(jobs)]
-    workers = [get_context("spawn").Process(target=_compare, args=(name, file, deadline, share)) for share in shares]
+    if runs.fcntl is None:
+        raise CourseError("Several processes cannot share a log on this system: leave out --jobs.")
+    spawn = get_context("spawn").Process
+    workers = [spawn(target=_compare, args=(name, file, deadline, (k, jobs)), daemon=True) for k in range(jobs)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    if any(worker.exitcode for worker in workers):
+        print(f"{name}: a process failed; one goes on alone.", file=sys.stderr)
 
 
 def _compare(name: str, file: Path, deadline: float | None, share: tuple[int, int]) -> None:

@@ -115,10 +115,10 @@ def _language_model() -> Finding:
     from course_lib import models
 
     try:
-        models.lm_folder()
+        folder = models.lm_folder()
     except CourseError as error:
         return Finding("language model", "cannot be used", False, str(error))
-    return Finding("language model", "town-lm")
+    return Finding("language model", "town-lm" if folder == models.LM_FOLDER else models.LM_HUB[0])
 
 
 def _writable() -> Finding:

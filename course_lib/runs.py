@@ -27,7 +27,7 @@ from course_lib.paths import CACHE, ROOT, RUNS
 try:
     import fcntl
 except ImportError:
-    # Windows: one process a log.
+    # Windows has none: one process a log.
     fcntl = None
 
 
@@ -149,10 +149,12 @@ class RunLog:
         self._read()
 
     def order(self, settings: Sequence[str]) -> list[str]:
-        """The settings in the order in which this process should take them: from its own part on, then the others."""
+        """The settings in the order in which this process should take them: from its own part on, then the others. Odd
+        shares go backwards: two that walked the same way would wait for each other at every run."""
         which, of = self.share
-        start = len(settings) * which // of
-        return [*settings[start:], *settings[:start]]
+        start = len(settings) * (which + which % 2) // of
+        turned = [*settings[start:], *settings[:start]]
+        return turned[::-1] if which % 2 else turned
 
     def run(self, spec: dict, train: Callable[[dict, Path | None], Run]) -> Run:
         """The logged run of `spec`, or else `train(spec, folder)`, logged at once.
@@ -161,8 +163,6 @@ class RunLog:
         """
         if key(spec) in self.runs:
             return self.runs[key(spec)]
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise OutOfTime
         if self.file is None:
             return self._train(spec, train, None)
         # Another log is another recording: its checkpoints are not ours.
@@ -176,19 +176,21 @@ class RunLog:
             with _alone(_place(str(self.file.resolve()))):
                 self._read()
                 self._write()
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         return run
 
     def _train(self, spec: dict, train: Callable[[dict, Path | None], Run], folder: Path | None) -> Run:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime
         run = train(spec, folder)
         run.machine = machine() | {"date": datetime.date.today().isoformat()}
         self.runs[key(spec)] = run
         return run
 
     def _read(self) -> None:
-        """Take in what is in the file and not known yet."""
+        """Take in what is in the file."""
         if self.file is not None and self.file.exists():
-            self.runs |= {key(run.spec): run for run in read(self.file) if key(run.spec) not in self.runs}
+            self.runs = {key(run.spec): run for run in read(self.file)} | self.runs
 
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ SAVED, VECTORS = CACHE / "search", "vectors.npy"
 MAX_LENGTH = 128
 
 
-def vectors(model: models.Embedder, tokenizer, texts, *, max_length: int | None = None) -> np.ndarray:
-    """Vectors of length 1, (texts, width); max_length: None for MAX_LENGTH."""
-    found = models.embed(model, tokenizer, texts, max_length=max_length or MAX_LENGTH).numpy()
+def vectors(model: models.Embedder, tokenizer, texts, *, max_length: int = MAX_LENGTH) -> np.ndarray:
+    """Vectors of length 1, (texts, width)."""
+    found = models.embed(model, tokenizer, texts, max_length=max_length).numpy()
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
@@ -42,8 +42,8 @@ def bm25(queries: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: fl
     (2009), section 3.4.3, with Lucene's inverse document frequency."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    words = CountVectorizer().fit(passages)
-    counts, asked = (words.transform(texts).toarray().astype(np.float32) for texts in (passages, queries))
+    words = CountVectorizer(dtype=np.float32).fit(passages)
+    counts, asked = words.transform(passages).toarray(), words.transform(queries)
     lengths = counts.sum(1, keepdims=True)
     holding = (counts > 0).sum(0)
     rarity = np.log1p((len(passages) - holding + 0.5) / (holding + 0.5))
@@ -56,14 +56,14 @@ def lexical_ranks(split: Pairs) -> np.ndarray:
     return docs_search.places(bm25(split.texts, split.labels), range(len(split)))
 
 
-def docstrings(split: Pairs) -> list[str]:
+def whole_texts(split: Pairs) -> list[str]:
     """Summary line and body of each row: what a search that is used looks through."""
     return [f"{query} {text}" for query, text in zip(split.texts, split.labels, strict=True)]
 
 
 @dataclass
 class Index:
-    """A model with the vectors of all passages of a task, and the names of what they document."""
+    """A model with the vectors of all docstrings of a task, and the names of what they document."""
 
     model: models.Embedder
     tokenizer: object
@@ -75,7 +75,7 @@ class Index:
     def build(cls, model: models.Embedder, tokenizer, task: SearchTask) -> "Index":
         """Encode every docstring once: summary line and body."""
         whole = task.train + task.validation + task.test
-        texts = docstrings(whole)
+        texts = whole_texts(whole)
         return cls(model, tokenizer, vectors(model, tokenizer, texts), list(whole.info["name"]), texts)
 
     def find(self, query: str, k: int = 10) -> list[tuple[float, str, str]]:

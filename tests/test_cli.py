@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import course_lib
-from course_lib import diagnosis, runs
+from course_lib import cli, diagnosis, runs
 from course_lib.cli import main
 from course_lib.experiments import EXPERIMENTS
 from course_lib.methods import METHODS
 
 import pytest
+import torch
 
 STUDY = "full_vs_feature_based"
 KNOWN = ", ".join(sorted(EXPERIMENTS))
@@ -79,6 +80,24 @@ def test_several_processes_keep_to_the_budget(capfd, tmp_path):
     assert main(arguments) == 0
     said = capfd.readouterr()
     assert said.out.startswith(f"embedding: the budget is spent, 0 runs in {tmp_path}") and "Traceback" not in said.err
+
+
+def test_a_process_does_its_share(monkeypatch, tmp_path):
+    def compare(log):
+        log.run({"share": list(log.share)}, lambda spec, folder: made(spec))
+
+    monkeypatch.setattr(runs, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr("course_lib.experiments.embedding.compare", compare)
+    before = torch.get_num_threads()
+    cli._compare("embedding", tmp_path / "log.json", None, (1, 2))
+    torch.set_num_threads(before)
+    assert [run.spec["share"] for run in runs.read(tmp_path / "log.json")] == [[1, 2]]
+
+
+def test_several_processes_need_file_locks(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(runs, "fcntl", None)
+    assert main(["record", "embedding", "--jobs", "2", "--out", str(tmp_path)]) == 2
+    assert "leave out --jobs" in capsys.readouterr().err
 
 
 def made(spec: dict) -> runs.Run:

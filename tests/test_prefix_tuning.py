@@ -90,7 +90,7 @@ def test_random_starts_are_as_large_as_words_and_other_ones_for_each_seed(kind, 
         return study.fresh(setting, seed)[0].lm.prompt_encoder["default"].embedding.weight.detach()
 
     words, random = vectors(f"{kind}, m={study.LENGTH}"), vectors(f"{kind}, random")
-    assert random.std() == pytest.approx((words - words.mean(0)).std().item(), rel=0.15)
+    assert random.square().mean().sqrt() == pytest.approx(words.square().mean().sqrt().item(), rel=0.15)
     assert torch.equal(random, vectors(f"{kind}, random")) and not torch.equal(random, vectors(f"{kind}, random", 1))
 
 
@@ -171,7 +171,6 @@ def fake_run(errors, seed):
 
 def test_words_are_long_enough_for_the_longest(tokenizer):
     assert ids(tokenizer, study.WORDS).shape[1] >= max(study.LENGTHS)
-    assert max(study.LENGTHS) < study.EQUAL_PROMPT
     assert ids(tokenizer, study.OTHER_WORDS).shape[1] >= study.LENGTH
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import threading
 import time
 from dataclasses import asdict
 
@@ -177,15 +178,33 @@ def test_half_written_draft_is_not_read(tmp_path):
 def test_two_processes_share_a_log(tmp_path):
     file, train = tmp_path / "cpu.json", Trainer()
     one, other = RunLog(file, share=(0, 2)), RunLog(file, share=(1, 2))
-    assert one.order(["a", "b", "c", "d"]) == ["a", "b", "c", "d"] and other.order(["a", "b", "c", "d"])[:2] == [
-        "c",
-        "d",
-    ]
+    assert one.order("abcd") == ["a", "b", "c", "d"] and other.order("abcd") == ["d", "c", "b", "a"]
     one.run({"seed": 0}, train)
     other.run({"seed": 1}, train)
     assert other.run({"seed": 0}, train).spec == one.run({"seed": 1}, train).spec | {"seed": 0}
     assert [spec["seed"] for spec, _ in train.asked] == [0, 1]
     assert [run.spec["seed"] for run in read(file)] == [0, 1]
+
+
+@pytest.mark.skipif(runs.fcntl is None, reason="no file locks")
+def test_a_run_that_another_process_does_is_waited_for(tmp_path):
+    file, train, begun, go = tmp_path / "cpu.json", Trainer(), threading.Event(), threading.Event()
+
+    def slow(spec, folder):
+        begun.set()
+        assert go.wait(30)
+        return train(spec, folder)
+
+    first, second = (threading.Thread(target=RunLog(file).run, args=({"seed": 0}, how)) for how in (slow, train))
+    first.start()
+    assert begun.wait(30)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    go.set()
+    first.join()
+    second.join()
+    assert len(train.asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Every setting sees every pair once. Each tunes its learning rate on validation w
 declared start, then runs with every seed. Nothing is chosen on the test split.
 """
 
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from course_lib import models, search, tasks, town, training
 from course_lib.claims import Interval
 from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
-from course_lib.paths import DATA
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
 from course_lib.tasks import Pairs, docs_search
@@ -34,7 +32,6 @@ RESAMPLED = 2000
 # Pairs of texts about one place, to search elsewhere.
 ELSEWHERE = 300
 SIZES = len(docs_search.DIMENSIONS)
-QUESTIONS = DATA / "docs_search" / "questions.csv"
 # Tokens of a text that the encoder could read; it was trained with search.MAX_LENGTH of them.
 LONGER = 256
 
@@ -91,32 +88,31 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     return judged(run, spec, model, tokenizer)
 
 
-def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, max_length: int | None = None) -> Run:
+def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -> Run:
     """The Run without its texts, and with what the model is worth.
 
     Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`), of the answers
-    to QUESTIONS (asked) and elsewhere (town); reviews (hits of a linear head on frozen vectors); and what `origin`
-    tells.
+    to QUESTIONS (asked) and elsewhere (town); reviews (hits of a linear head on frozen vectors, of the usual length);
+    and what `origin` tells. options: of `search.vectors`.
     """
     test = tasks.load(TASK).test
-    sides = [search.vectors(model, tokenizer, texts, max_length=max_length) for texts in (test.texts, test.labels)]
+    sides = [search.vectors(model, tokenizer, texts, **options) for texts in (test.texts, test.labels)]
     found = {"ranks": docs_search.ranks(*sides), "turned": docs_search.ranks(*search.turned(*sides))}
-    stored = search.vectors(model, tokenizer, search.docstrings(test), max_length=max_length)
+    stored = search.vectors(model, tokenizer, search.whole_texts(test), **options)
     asked, answers = questions()
     found["asked"] = docs_search.ranks(search.vectors(model, tokenizer, asked), stored, answers=answers)
-    found["town"] = search.ranks(model, tokenizer, town_pairs())
+    found["town"] = search.ranks(model, tokenizer, town_pairs(), **options)
     run.extra |= {name: np.minimum(ranks, WORST).tolist() for name, ranks in found.items()}
-    run.extra |= {"reviews": probe(model, tokenizer), **origin()}
+    run.extra |= {"reviews": probe(model, tokenizer), "questions": asked, **origin()}
     run.spec, run.predictions, run.labels = spec, [], []
     return run
 
 
 def questions() -> tuple[list[str], list[int]]:
-    """The questions of data/docs_search/questions.csv whose answer is in the test split, and the row of each."""
+    """The questions in other words whose answer is in the test split, and the row of each."""
     rows = {name: i for i, name in enumerate(tasks.load(TASK).test.info["name"])}
-    with QUESTIONS.open(encoding="utf-8", newline="") as file:
-        found = [(row["question"], rows[row["name"]]) for row in csv.DictReader(file) if row["name"] in rows]
-    return [question for question, _ in found], [row for _, row in found]
+    found = {question: rows[name] for question, name in docs_search.questions().items() if name in rows}
+    return list(found), list(found.values())
 
 
 def town_pairs() -> Pairs:
@@ -159,10 +155,10 @@ def untuned(log: RunLog) -> None:
         model.to(best_device())
         none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
         run = Run(spec=spec, peak_bytes=None, precision="fp32", **none)
-        return judged(run, spec, model, tokenizer, spec.get("max_length"))
+        return judged(run, spec, model, tokenizer, max_length=spec["untuned"])
 
-    log.run({"task": TASK, "untuned": True, "seed": 0}, ask)
-    log.run({"task": TASK, "untuned": True, "seed": 0, "max_length": LONGER}, ask)
+    for length in (search.MAX_LENGTH, LONGER):
+        log.run({"task": TASK, "untuned": length, "seed": 0}, ask)
 
 
 def lexical(log: RunLog) -> None:
@@ -171,13 +167,13 @@ def lexical(log: RunLog) -> None:
     def ask(spec: dict, folder: Path | None = None) -> Run:
         none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
         test, (asked, answers) = tasks.load(TASK).test, questions()
-        scores = search.bm25(asked, search.docstrings(test))
+        scores = search.bm25(asked, search.whole_texts(test))
         found = {"ranks": search.lexical_ranks(test), "asked": docs_search.places(scores, answers)}
         # The same at all sizes: there are no vectors to be cut.
         extra = {
             name: np.repeat(np.minimum(ranks, WORST)[:, None], SIZES, axis=1).tolist() for name, ranks in found.items()
         }
-        return Run(spec=spec, peak_bytes=None, precision="fp32", extra=extra | origin(), **none)
+        return Run(spec=spec, peak_bytes=None, precision="fp32", extra=extra | {"questions": asked} | origin(), **none)
 
     log.run({"task": TASK, "lexical": "BM25", "seed": 0}, ask)
 
@@ -225,7 +221,7 @@ def _resampled(
     """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of families of modules, whose queries are like
     each other (of what is no docstring: of queries); of_b: where to look with `b`, if elsewhere. Raises ValueError if
     they were tested on different queries."""
-    if len({tuple(run.extra["family"]) for run in (*a, *b)}) > 1:
+    if len({(*run.extra["family"], *run.extra["questions"]) for run in (*a, *b)}) > 1:
         raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
     new, old = _ndcg(a, size, where), _ndcg(b, size, of_b or where)
     families = np.array(a[0].extra["family"]) if where in ("ranks", "turned") else np.arange(new.shape[1])

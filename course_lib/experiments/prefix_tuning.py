@@ -139,8 +139,8 @@ def fresh(setting: str, seed: int = 0) -> tuple[models.LanguageModel, object]:
     if chosen.random:
         vectors = model.lm.prompt_encoder["default"].embedding.weight.data
         draw = torch.Generator().manual_seed(seed)
-        # Each entry with the spread that it has among the words'.
-        vectors.copy_(vectors.std(0) * torch.randn(vectors.shape, generator=draw))
+        # Each entry as large as it is among the words'.
+        vectors.copy_(vectors.square().mean(0).sqrt() * torch.randn(vectors.shape, generator=draw))
     return model, tokenizer
 
 

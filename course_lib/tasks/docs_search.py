@@ -4,6 +4,7 @@ Real text, read from source files at run time. No module is in two splits, nor a
 See data/docs_search/README.md, the data card.
 """
 
+import csv
 import random
 import re
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
+from course_lib.paths import DATA
 from course_lib.tasks import Pairs, SearchTask, docstrings
 from course_lib.tasks.docstrings import STANDARD_LIBRARY, first_sentence
 
@@ -34,6 +36,7 @@ SAME = 150
 ALIKE, COMMON = 0.4, 40
 # Packages that only the test asks for.
 UNSEEN = ("tornado", "hypothesis", "fontTools")
+QUESTIONS = DATA / "docs_search" / "questions.csv"
 DIMENSIONS = (384, 256, 128, 64, 32)
 INFO = ("name", "module", "package", "family")
 
@@ -110,21 +113,27 @@ def families(rows: Sequence[dict]) -> list[list[dict]]:
     return list(found.values())
 
 
-def _unseen(rows: Sequence[dict]) -> bool:
-    """Whether a row is of a package that only the test asks for."""
-    return any(row["package"] in UNSEEN for row in rows)
+@cache
+def questions() -> dict[str, str]:
+    """What somebody might ask who does not know the documentation → the name of a definition that answers it."""
+    with QUESTIONS.open(encoding="utf-8", newline="") as file:
+        return {row["question"]: row["name"] for row in csv.DictReader(file)}
+
+
+def _for_test(rows: Sequence[dict]) -> bool:
+    """Whether a row is of UNSEEN packages, or answers a question: the test alone has such families."""
+    return any(row["package"] in UNSEEN or row["name"] in questions().values() for row in rows)
 
 
 def _collect() -> dict[str, list[dict]]:
-    """The rows of every split. Families of modules are dealt to the splits whole; those of UNSEEN packages to the test
-    alone."""
+    """The rows of every split; families of modules are dealt to the splits whole."""
     dealt = families(_kept())
     total = sum(map(len, dealt))
     splits = {name: [] for name in SPLITS}
-    # The largest families first, while every split has room for them.
-    for family in sorted(dealt, key=lambda rows: (not _unseen(rows), -len(rows))):
+    # After what belongs to the test, the largest families first, while every split has room for them.
+    for family in sorted(dealt, key=lambda rows: (not _for_test(rows), -len(rows))):
         room = {name: share * total - len(splits[name]) for name, share in SPLITS.items()}
-        splits["test" if _unseen(family) else max(room, key=lambda name: room[name] / SPLITS[name])] += family
+        splits["test" if _for_test(family) else max(room, key=lambda name: room[name] / SPLITS[name])] += family
     for found in splits.values():
         random.Random("docs_search").shuffle(found)
     return splits
@@ -137,7 +146,7 @@ def load() -> SearchTask:
 
     Raises CourseError if a package that it reads is missing.
     """
-    rows = docstrings.cached("docs_search", PACKAGES, [Path(__file__)], _collect)
+    rows = docstrings.cached("docs_search", PACKAGES, [Path(__file__), QUESTIONS], _collect)
 
     def split(name: str) -> Pairs:
         query, passage, *info = (tuple(row[key] for row in rows[name]) for key in ("query", "passage", *INFO))
