@@ -35,7 +35,8 @@ except ImportError:
 class Run:
     """One training run, as plain data. Sizes are in bytes, times in seconds, accuracies in 0..1.
 
-    A run that only measures speed has no accuracies, no validation and no predictions.
+    A run that only measures speed has no accuracies, no validation and no predictions; one that trains nothing has no
+    losses.
 
     spec: what was asked (task, method, learning rate, seed, …). losses, validation and validation_losses have one entry
     an epoch.
@@ -45,13 +46,13 @@ class Run:
     """
 
     spec: dict
-    losses: list[float]
-    trainable: int
-    seconds: float
-    tokens_per_second: float
-    predicted_bytes: dict[str, int]
-    peak_bytes: int | None
     precision: str
+    losses: list[float] = field(default_factory=list)
+    trainable: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    predicted_bytes: dict[str, int] = field(default_factory=dict)
+    peak_bytes: int | None = None
     accuracy: float | None = None
     train_accuracy: float | None = None
     validation: list[float] = field(default_factory=list)

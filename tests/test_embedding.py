@@ -75,8 +75,7 @@ def run_of(ranks):
         "family": [i // 2 for i in range(len(rows))],
         "unseen": [0] * len(rows),
     }
-    none = {"losses": [], "trainable": 0, "seconds": 1.0, "tokens_per_second": 1.0, "predicted_bytes": {}}
-    return Run(spec={}, peak_bytes=None, precision="fp32", extra=extra, **none)
+    return Run(spec={}, precision="fp32", extra=extra)
 
 
 def test_gains_are_relative_and_differences_in_points():

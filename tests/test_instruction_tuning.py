@@ -137,9 +137,8 @@ def test_a_rate_may_be_that_of_another_setting(monkeypatch):
 
     def train(spec, folder):
         asked.append((spec["setting"], spec["learning_rate"], spec["seed"]))
-        none = {"losses": [], "trainable": 0, "seconds": 1.0, "tokens_per_second": 1.0, "predicted_bytes": {}}
         score = -abs(np.log(spec["learning_rate"] / 3e-4))
-        return Run(spec=spec, validation=[score], peak_bytes=None, precision="fp32", **none)
+        return Run(spec=spec, validation=[score], precision="fp32")
 
     monkeypatch.setattr(study, "train", train)
     log, other = RunLog(), "full, wrong answers"
@@ -151,8 +150,7 @@ def test_a_rate_may_be_that_of_another_setting(monkeypatch):
 
 
 def hits(part, *rows):
-    none = {"losses": [], "trainable": 0, "seconds": 1.0, "tokens_per_second": 1.0, "predicted_bytes": {}}
-    return [Run(spec={}, peak_bytes=None, precision="fp32", extra={"hits": {part: row}}, **none) for row in rows]
+    return [Run(spec={}, precision="fp32", extra={"hits": {part: row}}) for row in rows]
 
 
 def test_differences_are_in_points():

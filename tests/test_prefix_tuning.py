@@ -165,8 +165,7 @@ def test_fewer_errors_is_the_difference_of_the_rates():
 
 
 def fake_run(errors, seed):
-    none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
-    return Run(spec={"seed": seed}, peak_bytes=None, precision="fp32", extra={"errors": errors}, **none)
+    return Run(spec={"seed": seed}, precision="fp32", extra={"errors": errors})
 
 
 def test_words_are_long_enough_for_the_longest(tokenizer):

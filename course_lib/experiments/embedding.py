@@ -153,8 +153,7 @@ def untuned(log: RunLog) -> None:
     def ask(spec: dict, folder: Path | None = None) -> Run:
         model, tokenizer = models.embedder()
         model.to(best_device())
-        none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
-        run = Run(spec=spec, peak_bytes=None, precision="fp32", **none)
+        run = Run(spec=spec, precision="fp32")
         return judged(run, spec, model, tokenizer, max_length=spec["untuned"])
 
     for length in (search.MAX_LENGTH, LONGER):
@@ -165,7 +164,6 @@ def lexical(log: RunLog) -> None:
     """Search by words in common."""
 
     def ask(spec: dict, folder: Path | None = None) -> Run:
-        none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
         test, (asked, answers) = tasks.load(TASK).test, questions()
         scores = search.bm25(asked, search.whole_texts(test))
         found = {"ranks": search.lexical_ranks(test), "asked": docs_search.places(scores, answers)}
@@ -173,7 +171,7 @@ def lexical(log: RunLog) -> None:
         extra = {
             name: np.repeat(np.minimum(ranks, WORST)[:, None], SIZES, axis=1).tolist() for name, ranks in found.items()
         }
-        return Run(spec=spec, peak_bytes=None, precision="fp32", extra=extra | {"questions": asked} | origin(), **none)
+        return Run(spec=spec, precision="fp32", extra=extra | {"questions": asked} | origin())
 
     log.run({"task": TASK, "lexical": "BM25", "seed": 0}, ask)
 

@@ -217,8 +217,7 @@ def untuned(log: RunLog) -> None:
         model, tokenizer = models.lm()
         prompts = asked(tokenizer, spec["untuned"], task.test)
         written = models.write(model.to(best_device()), tokenizer, prompts, max_new_tokens=60)
-        none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
-        run = Run(spec=spec, peak_bytes=None, precision="fp32", predictions=written, **none)
+        run = Run(spec=spec, precision="fp32", predictions=written)
         run.accuracy = task.metric(written, task.test)
         return judged(run, spec, task)
 
@@ -289,9 +288,8 @@ def pack(log: RunLog) -> None:
                     # The first one warms up.
                     seconds[way].append(sum(times))
         held = {way: sum(batch["input_ids"].numel() for batch in some) for way, some in made.items()}
-        none = {"losses": [], "trainable": 0, "predicted_bytes": {}, "peak_bytes": None}
         return Run(
-            spec=spec, seconds=sum(map(sum, seconds.values())), precision="fp32", **none,
+            spec=spec, seconds=sum(map(sum, seconds.values())), precision="fp32",
             tokens_per_second=tokens * spec["rounds"] / sum(seconds["padded"]),
             extra={"seconds": seconds, "tokens": tokens, "held": held},
         )  # fmt: skip

@@ -190,8 +190,7 @@ def show(spec: dict, folder: Path | None = None) -> Run:
     if spec["shots"]:
         # Shown examples, it may go on with another one.
         written = [text.split("\n\n")[0] for text in written]
-    none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "predicted_bytes": {}}
-    run = Run(spec=spec, peak_bytes=None, precision="fp32", predictions=written, **none)
+    run = Run(spec=spec, precision="fp32", predictions=written)
     run.accuracy = task.metric(written, task.test)
     return judged(run, spec)
 
@@ -228,11 +227,8 @@ def serve(log: RunLog) -> None:
             for what in forms:
                 first, all_of = turn[what, 1], turn[what, 1 + SERVED_TOKENS]
                 seconds.setdefault(what, []).append([first, (all_of - first) / SERVED_TOKENS])
-        none = {"losses": [], "trainable": 0, "predicted_bytes": {}, "peak_bytes": None}
         base = float(np.mean([each for _, each in seconds["base model"]]))
-        return Run(
-            spec=spec, seconds=base, tokens_per_second=1 / base, precision="fp32", extra={"seconds": seconds}, **none
-        )
+        return Run(spec=spec, seconds=base, tokens_per_second=1 / base, precision="fp32", extra={"seconds": seconds})
 
     log.run({"serving": SERVED_TOKENS, "rounds": SERVED_ROUNDS}, measure)
 

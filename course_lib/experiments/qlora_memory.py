@@ -89,8 +89,7 @@ def measure(spec: dict, folder: Path | None = None) -> Run:
         # cuBLAS says it in words of its own.
         if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
             raise
-        none = {"losses": [], "trainable": 0, "seconds": 0.0, "tokens_per_second": 0.0, "peak_bytes": None}
-        return Run(**shared, **none, extra=found | {"fits": False})
+        return Run(**shared, extra=found | {"fits": False})
 
 
 def _trained(spec: dict, device: str, found: dict, shared: dict) -> Run:
