@@ -6,6 +6,7 @@ from itertools import pairwise
 from course_lib import models, tasks
 from course_lib.experiments import instruction_tuning as study
 from course_lib.experiments import qlora_memory
+from course_lib.experiments.tuning import SEEDS
 from course_lib.methods import METHODS
 from course_lib.models import LanguageModel
 from course_lib.runs import Run, RunLog
@@ -50,7 +51,7 @@ def test_every_setting_has_its_examples(name):
 
 
 def test_more_kinds_include_the_fewer():
-    for seed in study.SEEDS:
+    for seed in SEEDS:
         drawn = [
             set(
                 study.examples(study.make_spec(f"full, {k} kinds, {study.FEW} examples", 1e-3, seed)).train.info["kind"]
@@ -144,9 +145,9 @@ def test_a_rate_may_be_that_of_another_setting(monkeypatch):
     log, other = RunLog(), "full, wrong answers"
     study.compare(log, [other])
     assert {rate for name, rate, _ in asked if name == other} == {3e-4}
-    assert {seed for name, _, seed in asked if name == other} == set(study.SEEDS)
+    assert {seed for name, _, seed in asked if name == other} == set(SEEDS)
     assert {seed for name, _, seed in asked if name == "full"} == {0}
-    assert len(study.tuned(list(log.runs.values()), other)) == len(study.SEEDS)
+    assert len(study.tuned(list(log.runs.values()), other)) == len(SEEDS)
 
 
 def hits(part, *rows):
