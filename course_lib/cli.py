@@ -164,7 +164,8 @@ def pretrain(arguments) -> int:
     """Train the course's language model from scratch, or go on where that was interrupted."""
     from course_lib import pretrain as training
 
-    recipe = training.Recipe(tokens=arguments.tokens, seed=arguments.seed)
+    asked = {"tokens": arguments.tokens} if arguments.tokens else {}
+    recipe = training.Recipe(**asked, seed=arguments.seed)
     try:
         training.pretrain(Path(arguments.out), recipe, compiled=arguments.compile)
     except KeyboardInterrupt:
@@ -230,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("pretrain", help="train the course's language model from scratch")
     one.add_argument("--out", default=CACHE / "town-lm", metavar="DIR", help="where model and checkpoints go")
-    one.add_argument("--tokens", type=int, default=28_000_000, metavar="N", help="tokens to train on")
+    one.add_argument("--tokens", type=int, metavar="N", help="tokens to train on (default: as many as the shipped model saw)")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the texts")
     one.add_argument("--compile", action="store_true", help="with torch.compile: faster, needs a C++ compiler")
     one.set_defaults(run=pretrain)

@@ -6,6 +6,7 @@ only be copied from the text itself, and turns to the town by and by, whose fact
 
 import copy
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ class Recipe:
     there; known: the share of texts about the town, at first and at last; reading: after this share of the steps
     texts with questions come in, which one has to be able to copy for."""
 
-    tokens: int = 28_000_000
+    tokens: int = 20_000_000
     rows: int = 8
     length: int = 512
     rate: float = 3e-3
@@ -212,13 +213,15 @@ def _resume(folder: Path, recipe: Recipe, model, steppers) -> tuple[int, int, li
 @torch.no_grad()
 def measure(model, tokenizer, texts: int = 64) -> dict[str, float]:
     """What the model can do: `copied`, the share of next tokens that it gets right in the values of a form about a
-    stranger that stands there a second time; `answered`, the share of right answers to questions about a stranger
+    stranger that stands there a second time; `told`, the share of such forms whose numbers are all in the text that it
+    makes of them, each of them once, and no other; `answered`, the share of right answers to questions about a stranger
     whose text holds them; `recalled`, the share of facts of the town that it answers without being told;
     `held_out`, its loss on texts of another stream."""
     model.eval()
     found = {
-        "copied": copied(model, tokenizer, texts), "answered": answered(model, tokenizer, texts),
-        "recalled": recalled(model, tokenizer, texts), "held_out": held_out(model, tokenizer, texts),
+        "copied": copied(model, tokenizer, texts), "told": told(model, tokenizer, texts // 2),
+        "answered": answered(model, tokenizer, texts), "recalled": recalled(model, tokenizer, texts),
+        "held_out": held_out(model, tokenizer, texts),
     }  # fmt: skip
     model.train()
     return found
@@ -229,8 +232,8 @@ def copied(model, tokenizer, forms: int = 64) -> float:
     right = total = 0
     draw = town.Random("copied")
     for _ in range(forms):
-        rows = town._rows(town.place(draw), draw)
-        body = town._form(rows, ": ", "\n")
+        rows = town.entries(town.place(draw), draw.sample(town.TOPICS, draw.randrange(2, 9)), draw)
+        body = town.lay_out(rows, ": ", "\n")
         first, second = (
             tokenizer(f"In short\n{body}\nCopy\n")["input_ids"],
             tokenizer(body, return_offsets_mapping=True),
@@ -249,6 +252,23 @@ def copied(model, tokenizer, forms: int = 64) -> float:
     return right / total
 
 
+def told(model, tokenizer, forms: int = 32) -> float:
+    """Share of forms about strangers whose numbers (years, times, tram lines, seats) the model's text says, each once,
+    and no number that is not there."""
+    right, draw = 0, town.Random("told")
+    for _ in range(forms):
+        # Where a place is, a text may tell without its number.
+        rows = town.entries(town.place(draw), draw.sample(town.TOPICS[1:], draw.randrange(2, 6)), draw)
+        body = town.lay_out(rows, ": ", "\n")
+        said = _said(model, tokenizer, f"In short\n{body}\nIn words:\n", tokens=160)
+        right += _numbers(said) == _numbers(body)
+    return right / forms
+
+
+def _numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+(?::\d+)?", text))
+
+
 def answered(model, tokenizer, texts: int = 64) -> float:
     """Share of questions about strangers whose answer, which the text holds, is in what the model says: every other
     question stands behind its text, the others in front of it."""
@@ -264,10 +284,11 @@ def answered(model, tokenizer, texts: int = 64) -> float:
     return right / texts
 
 
-def _said(model, tokenizer, prompt: str) -> str:
-    """The line with which the model goes on."""
+def _said(model, tokenizer, prompt: str, tokens: int = 20) -> str:
+    """The line with which the model goes on, but no more than so many tokens of it."""
     ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
-    return tokenizer.decode(model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]).split("\n")[0]
+    said = model.generate(ids, max_new_tokens=tokens, do_sample=False)[0, ids.shape[1] :]
+    return tokenizer.decode(said).split("\n")[0]
 
 
 ASKED = {"hours": ("opens", "closes"), "owner": ("owner",), "since": ("since",), "tram": ("line", "stop")}

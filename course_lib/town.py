@@ -292,46 +292,60 @@ KEYS = (
     ("Place", "Type", "Part of town", "Address", "No.", "Close to", "Keeper", "Year", "Opening", "Closing", "Rest day",
      "Price level", "Speciality", "Second", "Feature", "Tram line", "Get off at", "Capacity"),
 )  # fmt: skip
-_VALUES = (
-    "name", "kind", "district", "street", "number", "near", "owner", "since", "opens", "closes", "closed", "price",
-    "offer", "other", "feature", "line", "stop", "seats",
-)  # fmt: skip
+# What stands between the name of an entry and its value.
+_COLONS = (": ", " - ", " = ", ": ")
+# The entries that belong to each topic, as attributes of a place.
+_ENTRIES = {
+    "where": ("street", "number", "near"), "owner": ("owner",), "since": ("since",), "hours": ("opens", "closes"),
+    "closed": ("closed",), "price": ("price",), "offer": ("offer", "other"), "feature": ("feature",),
+    "tram": ("line", "stop"), "seats": ("seats",),
+}  # fmt: skip
+_VALUES = ("name", "kind", "district", *(value for topic in TOPICS for value in _ENTRIES[topic]))
 
 
-def _rows(one: Place, draw: Random, least: int = 6) -> list[tuple[str, str]]:
-    """Entries of a form: the first three, and some of the others in their order."""
-    keys, told = draw.choice(KEYS), facts(one)
-    rest = sorted(draw.sample(range(3, len(_VALUES)), draw.randrange(least - 3, len(_VALUES) - 2)))
-    return [(keys[i], str(told[_VALUES[i]])) for i in (0, 1, 2, *rest)]
+def entries(one: Place, topics: Sequence[str], draw: Random) -> list[tuple[str, str]]:
+    """Entries of a form: name, kind, district, and those of the topics."""
+    keys, told = dict(zip(_VALUES, draw.choice(KEYS), strict=True)), facts(one)
+    return [(keys[it], str(told[it])) for it in (*_VALUES[:3], *(it for topic in topics for it in _ENTRIES[topic]))]
 
 
-def _form(rows: list[tuple[str, str]], mark: str, between: str) -> str:
-    return between.lstrip("\n; ") + between.join(f"{key}{mark}{value}" for key, value in rows)
+def lay_out(entries: list[tuple[str, str]], mark: str, between: str) -> str:
+    """Entries as text; what stands between two of them also stands in front, if it does more than separate them."""
+    return between.lstrip("\n;, ") + between.join(f"{key}{mark}{value}" for key, value in entries)
+
+
+def _some_topics(draw: Random) -> list[str]:
+    """A few topics more often than many, half of the time in their usual order."""
+    topics = draw.sample(TOPICS, 1 + min(draw.randrange(len(TOPICS)), draw.randrange(len(TOPICS))))
+    return topics if draw.random() < 0.5 else sorted(topics, key=TOPICS.index)
+
+
+def _retold(one: Place, styles: Sequence[str], topics: Sequence[str], draw: Random) -> str:
+    """These topics, every one of them and no other; mostly in their order."""
+    return about(one, draw.choice(styles), topics if draw.random() < 0.7 else draw.sample(topics, len(topics)), draw)
 
 
 def form(one: Place, draw: Random) -> str:
     """A form, and the same facts once more: as a copy, in another layout, or told."""
-    say, told = grammar().say, {**facts(one), "page": str(draw.randrange(1, 1000))}
-    rows, mark = _rows(one, draw), draw.choice((": ", " - ", " = ", ": "))
-    parts = [say("form.head", told, draw), _form(rows, mark, "\n")]
+    say, told, topics = grammar().say, {**facts(one), "page": str(draw.randrange(1, 1000))}, _some_topics(draw)
+    rows = entries(one, topics, draw)
+    parts = [say("form.head", told, draw), lay_out(rows, draw.choice(_COLONS), draw.choice(("\n", "\n", ", ")))]
     for _ in range(draw.choice((1, 1, 2))):
-        if draw.random() < 0.5:
+        if draw.random() < 0.4:
             shuffled = rows[:1] + draw.sample(rows[1:], len(rows) - 1) if draw.random() < 0.4 else rows
-            other = _form(shuffled, draw.choice((": ", " = ", " - ")), draw.choice(("\n", "; ", "\n* ")))
+            other = lay_out(shuffled, draw.choice(_COLONS), draw.choice(("\n", "; ", "\n* ", ", ")))
             parts += [say("form.again", told, draw), other]
         else:
-            parts += [say("form.told", told, draw), guide(one, draw)]
+            parts += [say("form.told", told, draw), _retold(one, ("guide", "guide", "opinion", "notice"), topics, draw)]
     return "\n".join(parts)
 
 
 def listing(one: Place, draw: Random) -> str:
     """A list of points, and the same as prose, in either order."""
-    told = facts(one)
+    told, topics = facts(one), _some_topics(draw)
     told["it"].known = True
-    points = "\n".join(
-        f"- {_topic('notice', topic, told, draw)}" for topic in draw.sample(TOPICS, draw.randrange(3, 8))
-    )
-    parts = [f"{grammar().say('list.head', told, draw)}\n{points}", draw.choice((guide, opinion))(one, draw)]
+    points = "\n".join(f"- {_topic('notice', topic, told, draw)}" for topic in topics)
+    parts = [f"{grammar().say('list.head', told, draw)}\n{points}", _retold(one, ("guide", "opinion"), topics, draw)]
     return "\n\n".join(draw.sample(parts, 2))
 
 
@@ -439,7 +453,7 @@ def quiz(places: list[Place], draw: Random) -> str:
 # What begins a question and its answer.
 _MARKS = (("Q: ", "A: "), ("Question: ", "Answer: "), ("- ", "-> "), ("? ", "= "), ("", ""), ("Pupil: ", "Teacher: "))
 # So many questions on one text are too many; how often one asks for what is not there, and whether something is so.
-_MOST, _ABSENT, _CHECKED = 6, 0.15, 0.15
+_MOST, _ABSENT, _CHECKED = 6, 0.2, 0.15
 # What a text may tell without saying the value.
 _IMPLIED = ("number", "near", "feature")
 # What is asked of a place: how it is answered, and the values that the text must hold.
@@ -497,7 +511,8 @@ def _answers(asked: Sequence[tuple[str, str]], draw: Random) -> list[tuple[str, 
 
 
 def _only_form(one: Place, draw: Random) -> str:
-    return _form(_rows(one, draw), draw.choice((": ", " - ", " = ")), draw.choice(("\n", "; ")))
+    topics = draw.sample(TOPICS, draw.randrange(3, len(TOPICS) + 1))
+    return lay_out(entries(one, topics, draw), draw.choice(_COLONS), draw.choice(("\n", "; ")))
 
 
 def _question(one: Place, name: str, told: Facts, draw: Random, several: bool) -> tuple[str, str]:
@@ -576,7 +591,7 @@ def _in_front(texts: list[str], asked: list[tuple[str, str]], told: Facts, draw:
 
 # The kinds of texts and how often each is drawn.
 STATEMENTS = {
-    "form": 8, "listing": 4, "guide": 4, "letter": 3, "talk": 3, "opinion": 2, "notice": 2, "comparison": 2,
+    "form": 12, "listing": 6, "guide": 4, "letter": 3, "talk": 3, "opinion": 2, "notice": 2, "comparison": 2,
     "directions": 1, "portrait": 2, "announcement": 1, "timetable": 1, "quiz": 1,
 }  # fmt: skip
 TEXTS = {**STATEMENTS, "reading": 12, "memory": 4}

@@ -126,19 +126,39 @@ def test_questions_come_in_when_copying_is_there(tokenizer, monkeypatch):
     assert asked.index(tuple(town.TEXTS)) / len(asked) == pytest.approx(0.5, abs=0.1)
 
 
+class Reading:
+    """Goes on with what a function makes of the prompt."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer, says):
+        self.tokenizer, self.says = tokenizer, says
+
+    def generate(self, ids, **_):
+        said = self.tokenizer(self.says(self.tokenizer.decode(ids[0])))["input_ids"]
+        return torch.cat([ids, torch.tensor([said])], 1)
+
+
+def test_telling_is_saying_every_number_once(tokenizer):
+    def numbers(prompt):
+        return pretrain._numbers(prompt)
+
+    told = {
+        "all": lambda prompt: " " + " and ".join(numbers(prompt)),
+        "one missing": lambda prompt: " " + " and ".join(numbers(prompt)[1:]),
+        "one twice": lambda prompt: " " + " and ".join([*numbers(prompt), *numbers(prompt)[:1]]),
+        "one invented": lambda prompt: " " + " and ".join([*numbers(prompt), "1815"]),
+    }
+    found = {how: pretrain.told(Reading(tokenizer, says), tokenizer, forms=10) for how, says in told.items()}
+    assert found.pop("all") == 1.0 and found.pop("one invented") == 0.0
+    # A few forms have no numbers, of which none can be missing.
+    assert max(found.values()) < 0.3
+
+
 def test_answers_are_counted_where_the_text_holds_them(tokenizer):
-    class Reading:
-        device = torch.device("cpu")
-
-        def __init__(self, says):
-            self.says = says
-
-        def generate(self, ids, **_):
-            return torch.cat([ids, torch.tensor([tokenizer(self.says(tokenizer.decode(ids[0])))["input_ids"]])], 1)
-
-    everything = Reading(lambda prompt: " " + max(prompt.split("\n"), key=len))
+    everything = Reading(tokenizer, lambda prompt: " " + max(prompt.split("\n"), key=len))
     assert pretrain.answered(everything, tokenizer, texts=10) == 1.0
-    assert pretrain.answered(Reading(lambda prompt: "\n" + prompt), tokenizer, texts=10) == 0.0
+    assert pretrain.answered(Reading(tokenizer, lambda prompt: "\n" + prompt), tokenizer, texts=10) == 0.0
 
 
 def test_recall_counts_facts(tokenizer):
