@@ -231,7 +231,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("pretrain", help="train the course's language model from scratch")
     one.add_argument("--out", default=CACHE / "town-lm", metavar="DIR", help="where model and checkpoints go")
-    one.add_argument("--tokens", type=int, metavar="N", help="tokens to train on (default: as many as the shipped model saw)")
+    one.add_argument(
+        "--tokens", type=int, metavar="N", help="tokens to train on (default: as many as the shipped model saw)"
+    )
     one.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the texts")
     one.add_argument("--compile", action="store_true", help="with torch.compile: faster, needs a C++ compiler")
     one.set_defaults(run=pretrain)

@@ -121,6 +121,12 @@ def test_ranks():
     assert docs_search.recall(ranks, 1).tolist() == [1, 0, 0, 0] and docs_search.recall(ranks, 10).sum() == 3
 
 
+def test_a_model_that_diverged_finds_nothing():
+    queries = np.array([[np.nan, np.nan], [1.0, 0.0]])
+    passages = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert docs_search.ranks(queries, passages, dimensions=(2,))[:, 0].tolist() == [2, 2]
+
+
 def test_ndcg_is_that_of_scikit_learn():
     draw = np.random.default_rng(0)
     sides = [draw.normal(size=(40, 16)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The study of embeddings: every setting sees every pair once, and gains are what they are called."""
+"""The study of embeddings: settings are compared on the same pairs, and gains are what they are called."""
 
 from dataclasses import replace
 
@@ -31,6 +31,9 @@ def test_texts_about_one_place_do_not_name_it():
 @pytest.fixture
 def short(monkeypatch):
     few = tasks.load("docs_search").smaller(train=16, validation=6)
+    monkeypatch.setattr(
+        study, "SETTINGS", {name: replace(s, pairs=s.pairs and 8) for name, s in study.SETTINGS.items()}
+    )
     named = study.questions()[1][:6]
     few = replace(few, test=few.test.rows([*named, *(i for i in range(20) if i not in named)][:12]))
     reviews = tasks.load("reviews").smaller(train=30, test=15)
@@ -56,12 +59,44 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
     assert study.scores([run], 384)[0] == pytest.approx(run.accuracy)
 
 
-def test_the_last_matryoshka_run_is_kept_for_the_command(short, monkeypatch, tmp_path):
+def test_the_last_run_on_all_pairs_is_kept_for_the_command(short, monkeypatch, tmp_path):
     monkeypatch.setattr(search.Index.save, "__defaults__", (tmp_path,))
-    study.train(study.make_spec("matryoshka", 1e-4, seed=study.SEEDS[0]))
-    assert not list(tmp_path.iterdir())
-    study.train(study.make_spec("matryoshka", 1e-4, seed=study.SEEDS[-1]))
+    for setting, seed in (("all pairs", study.SEEDS[0]), ("matryoshka", study.SEEDS[-1])):
+        study.train(study.make_spec(setting, 1e-4, seed=seed))
+        assert not list(tmp_path.iterdir())
+    study.train(study.make_spec("all pairs", 1e-4, seed=study.SEEDS[-1]))
     assert len(search.Index.load(tmp_path).names) == 34
+
+
+def test_all_pairs_take_the_rate_of_fewer():
+    asked = []
+
+    class Log:
+        def run(self, spec, _):
+            asked.append(spec["setting"])
+            return Run(spec=spec, precision="fp32", validation=[-abs(spec["learning_rate"] - 3e-4)])
+
+    assert study.best_rate(Log(), "all pairs") == 3e-4 and set(asked) == {"matryoshka"}
+
+
+def test_settings_see_the_same_pairs(short):
+    seen = []
+
+    class Tell(Exception):
+        pass
+
+    def fit(model, tokenizer, task, *_, **__):
+        seen.append((task.train.texts, len(task.test)))
+        raise Tell
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.training, "fit", fit)
+        for setting in ("matryoshka", "plain", "all pairs"):
+            for seed in study.SEEDS[:2]:
+                with pytest.raises(Tell):
+                    study.train(study.make_spec(setting, 1e-4, seed))
+    assert len(set(seen[:4])) == 1 and len(seen[0][0]) == 8
+    assert len(seen[-1][0]) == 16 and all(tested == 1 for _, tested in seen)
 
 
 def run_of(ranks):

@@ -159,9 +159,10 @@ def load() -> SearchTask:
 
 
 def places(scores: np.ndarray, answers: Sequence[int]) -> np.ndarray:
-    """The rank of each query's right passage, by its column of scores (queries, passages); in a tie the worst."""
+    """The rank of each query's right passage, by its column of scores (queries, passages); in a tie the worst, and so
+    where scores are no numbers."""
     right = scores[np.arange(len(scores)), np.asarray(answers)]
-    return (scores >= right[:, None]).sum(1)
+    return scores.shape[1] - (scores < right[:, None]).sum(1)
 
 
 def ranks(
