@@ -13,6 +13,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _LARGEST = -1, -2, -4, 2**31 - 1
 
 # Hugging Face's libraries read these when they are first imported.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 if os.environ.get("COURSE_MODELS") != "hub":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # bitsandbytes warns of an optional package at the moment another library imports it.
