@@ -31,7 +31,6 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # Of `datasets`, which may not be there, and which asks when it is imported.
     # Trainer pins memory by default; on a machine without an accelerator torch warns at every epoch.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # peft asks transformers by a name that is to go.
