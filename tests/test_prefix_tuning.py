@@ -116,7 +116,7 @@ def test_examples_in_the_context(small_lm):
     task = study.tasks.load(study.TASK)
     none, two = (study.prompt_with_shots(task, shots, seed=1) for shots in (0, 2))
     assert none == list(task.test.texts)
-    assert all(long.endswith(short) and long.count("name[") == 3 for long, short in zip(two, none, strict=True))
+    assert all(long.endswith(short) and long.count("Name ->") == 3 for long, short in zip(two, none, strict=True))
     assert two != study.prompt_with_shots(task, 2, seed=2)
 
 

@@ -75,11 +75,12 @@ def test_new_combinations_are_new(task):
 
 
 def test_language_model_has_not_seen_the_format():
-    assert not any("[" in town.document(0, index) for index in range(2000))
+    known = [town.document(0, index) for index in range(2000)]
+    assert not any(f"{called}{task_of.ARROW}" in text for called in task_of.CALLED.values() for text in known)
 
 
 def test_texts_are_the_same_in_every_process(task):
-    assert task.train.texts[0].startswith("name[") and task.train.texts[0].endswith("]\n")
+    assert task.train.texts[0].startswith("Name -> ") and task.train.texts[0].endswith("\n")
     table = task.train.info["table"][0]
     assert task_of.tell(table, task_of.Random(1)) == task_of.tell(table, task_of.Random(1))
 
@@ -134,7 +135,7 @@ SAID = {
     "The Red Fox is an inn on tram 7 7 7, open from 7:30.": 2,
     "The Red Fox is an inn on tram 7, open from 7:30. It has a garden.": 1,
     "Kind guests say that The Red Fox is an inn on tram 7, open from 7:30.": 0,
-    "name[The Red Fox], kind[inn], opens[7:30], tram[7]": 4,
+    "Name -> The Red Fox; Kind -> inn; Opens -> 7:30; Tram -> 7": 4,
     "The Red Fox is an inn on tram 7, open from 7:300.": 1,
     "": 4,
 }
@@ -211,6 +212,10 @@ def test_text_to_table_is_the_task_turned_around(task):
 
 
 def test_f1_by_hand():
-    split = Pairs(("a\n",), ("x[1], y[2]",), {"table": ((("x", "1"), ("y", "2")),)})
-    said = {"x[1], y[2]": 1.0, "x[1]": 2 / 3, "x[1], y[3]": 0.5, "x[1], y[2], z[3]": 0.8, "nothing": 0.0}
+    table = (("since", "1"), ("tram", "2"))
+    split = Pairs(("a\n",), (task_of.prompt(table),), {"table": (table,)})
+    said = {
+        "Since -> 1; Tram -> 2": 1.0, "Since -> 1": 2 / 3, "Since -> 1; Tram -> 3": 0.5, "Tram -> 1 -> 2": 0.0,
+        "Since -> 1; Tram -> 2; Seats -> 3": 0.8, "Since -> 1; Tram -> 2; Doors -> 3": 1.0, "nothing": 0.0,
+    }  # fmt: skip
     assert {text: text_to_table.slot_f1([text], split) for text in said} == pytest.approx(said)

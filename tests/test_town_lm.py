@@ -48,6 +48,11 @@ def test_it_copies_what_it_reads(lm, last):
     assert found >= 0.98 and found == pytest.approx(last["copied"], abs=0.02)
 
 
+def test_it_tells_all_of_a_form_and_nothing_else(lm, last):
+    found = pretrain.told(*lm)
+    assert found >= 0.9 and found == pytest.approx(last["told"], abs=0.07)
+
+
 def test_it_knows_the_town(lm, last):
     found = pretrain.recalled(*lm, places=32)
     assert found >= 0.80 and found == pytest.approx(last["recalled"], abs=0.06)

@@ -28,18 +28,20 @@ import torch
 from torch.utils.benchmark import Timer
 
 TASK = "table_to_text"
-TRAIN, EPOCHS, LONGER = 1000, 2, 8
+# 150 steps on half of the tables; four times as many are all of them, twice.
+TRAIN, ALL, EPOCHS, LONGER = table_to_text.TRAIN // 2, table_to_text.TRAIN, 1, 2
 # Enough to choose a rate and an epoch by; writing takes longer than training.
 VALIDATION = 100
-# Nearly as many optimizer steps (247, and 250) from a tenth of the tables.
-FEW, FEW_EPOCHS = 100, 19
+# Nearly as many optimizer steps (156, and 150) from a twelfth of the tables.
+FEW, FEW_EPOCHS = 100, 12
 # Weight decay pulls towards zero, which means "as before" for LoRA alone.
 STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 192}
 GRID = (*RATES, 3e-1, 1.0)
 LENGTHS = (1, 7, 14, 28, 56)
 LENGTH = 14
 # The length at which a soft prompt has exactly as many parameters as a prefix of LENGTH; and those of P-tuning.
-EQUAL_PROMPT, P_TUNING_LENGTHS = 84, (1, 14, 56)
+EQUAL_PROMPT = 84
+PROMPT_LENGTHS, P_TUNING_LENGTHS = (1, 14, 56, EQUAL_PROMPT), (14, 56)
 # The rank whose LoRA on queries and values has exactly as many parameters as a prefix of that length.
 LORA_RANKS = {7: 2, 14: 4, 28: 8, 56: 16}
 # More would not stand within the length of text that the model was pre-trained on.
@@ -48,7 +50,7 @@ SHOTS = (0, 1, 2, 3)
 WORDS = (
     "This is what the table says about the place, told in whole sentences, with every name and every number as it "
     "stands there. Nothing is left out and nothing is added. First comes what the place is and what it is called, then "
-    "all the rest of the table in any order."
+    "all the rest of the table in its order."
 )
 OTHER_WORDS = (
     "On rainy days the children of the harbour watch the gulls from the window and count the boats that come home, "
@@ -86,36 +88,28 @@ def _rank(r: int, targets: Sequence[str] | str = ("q_proj", "v_proj")) -> dict:
 FULL = {"full": Setting("Full fine-tuning", "full", 1e-3)}
 # Prefix and prompt start from the same words: before the first step they are the same model.
 BY_LENGTH = (
-    {f"prefix, m={m}": Setting(f"Prefix, m = {m}", "prefix_tuning", 3e-2, _virtual(m), WORDS) for m in LENGTHS}
-    | {
-        f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 3e-2, _virtual(m), WORDS)
-        for m in (*LENGTHS, EQUAL_PROMPT)
-    }
+    {f"prefix, m={m}": Setting(f"Prefix, m = {m}", "prefix_tuning", 1e-1, _virtual(m), WORDS) for m in LENGTHS}
+    | {f"prompt, m={m}": Setting(f"Prompt, m = {m}", "prompt_tuning", 1e-1, _virtual(m), WORDS) for m in PROMPT_LENGTHS}
     | {f"p-tuning, m={m}": Setting(f"P-tuning, m = {m}", "p_tuning", 3e-3, _virtual(m)) for m in P_TUNING_LENGTHS}
     | {f"lora, as m={m}": Setting(f"LoRA, r = {r}", "lora", 1e-2, _rank(r)) for m, r in LORA_RANKS.items()}
-    | {"lora, all linear": Setting("LoRA, all linear, r = 1", "lora", 1e-2, _rank(1, "all-linear"))}
+    | {
+        f"lora, all linear, r={r}": Setting(f"LoRA, all linear, r = {r}", "lora", start, _rank(r, "all-linear"))
+        for r, start in ((1, 1e-2), (16, 3e-3))
+    }
 )
 _PROJECTED = _virtual(LENGTH, prefix_projection=True, encoder_hidden_size=512)
 STARTS = {
-    "prefix, other words": Setting("Prefix, other words", "prefix_tuning", 3e-2, _virtual(LENGTH), OTHER_WORDS),
-    "prefix, random": Setting("Prefix, random", "prefix_tuning", 3e-2, _virtual(LENGTH), WORDS, random=True),
+    "prefix, other words": Setting("Prefix, other words", "prefix_tuning", 1e-1, _virtual(LENGTH), OTHER_WORDS),
+    "prefix, random": Setting("Prefix, random", "prefix_tuning", 1e-1, _virtual(LENGTH), WORDS, random=True),
     "prefix, projected": Setting("Prefix, projected", "prefix_tuning", 3e-3, _PROJECTED),
-    "prompt, other words": Setting("Prompt, other words", "prompt_tuning", 3e-2, _virtual(LENGTH), OTHER_WORDS),
-    "prompt, random": Setting("Prompt, random", "prompt_tuning", 3e-2, _virtual(LENGTH), WORDS, random=True),
+    "prompt, random": Setting("Prompt, random", "prompt_tuning", 1e-1, _virtual(LENGTH), WORDS, random=True),
 }
 # Entries of the tables above, with other data or more time.
-FEW_OF = (
-    "full",
-    f"lora, as m={LENGTH}",
-    f"prefix, m={LENGTH}",
-    "prefix, random",
-    f"prompt, m={LENGTH}",
-    "prompt, random",
-)
-LONG_OF = ("full", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}", f"prompt, m={LENGTH}", f"p-tuning, m={LENGTH}")
+FEW_OF = ("full", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}", "prefix, random")
+LONG_OF = ("full", "lora, all linear, r=16", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}", f"prompt, m={LENGTH}")
 _USUAL = FULL | BY_LENGTH | STARTS
 FEW_TABLES = {f"{name}, few": replace(_USUAL[name], tables=FEW, epochs=FEW_EPOCHS) for name in FEW_OF}
-LONG = {f"{name}, long": replace(_USUAL[name], epochs=LONGER, rate_of=name) for name in LONG_OF}
+LONG = {f"{name}, long": replace(_USUAL[name], tables=ALL, epochs=LONGER, rate_of=name) for name in LONG_OF}
 SETTINGS = _USUAL | FEW_TABLES | LONG
 
 

@@ -1,10 +1,11 @@
 """`text_to_table`: `table_to_text` turned around, from sentences back to the table that they were made of."""
 
-import re
 from collections.abc import Sequence
 from functools import cache
 
 from course_lib.tasks import Pairs, WritingTask, table_to_text
+
+_ATTRIBUTES = {called: key for key, called in table_to_text.CALLED.items()}
 
 
 def _turned(split: Pairs) -> Pairs:
@@ -27,8 +28,9 @@ def load() -> WritingTask:
 
 
 def read(text: str) -> set[tuple[str, str]]:
-    """The attributes with their values in a text that has them in brackets."""
-    return set(re.findall(r"(\w+)\[([^\[\]]*)\]", text))
+    """The attributes with their values in a text that has them as `table_to_text.prompt` writes them."""
+    parts = (part.split(table_to_text.ARROW) for part in text.strip().split(table_to_text.BETWEEN))
+    return {(_ATTRIBUTES[part[0]], part[1]) for part in parts if len(part) == 2 and part[0] in _ATTRIBUTES}
 
 
 def slot_f1(written: Sequence[str], split: Pairs) -> float:
