@@ -36,7 +36,7 @@ VALIDATION = 100
 FEW, FEW_EPOCHS = 100, 12
 # Weight decay pulls towards zero, which means "as before" for LoRA alone.
 STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 192}
-GRID = (*RATES, 3e-1, 1.0)
+GRID = (*RATES, 3e-1, 1.0, 3.0)
 LENGTHS = (1, 7, 14, 28, 56)
 LENGTH = 14
 # The length at which a soft prompt has exactly as many parameters as a prefix of LENGTH; and those of P-tuning.

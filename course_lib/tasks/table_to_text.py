@@ -40,6 +40,8 @@ CALLED = {
     "offer": "Offers", "feature": "Has", "tram": "Tram", "stop": "Stop", "seats": "Seats",
 }  # fmt: skip
 ARROW, BETWEEN = " -> ", "; "
+# What stands between table and text: words that the language model has learned to tell a form after.
+ASK = "\nIn words:\n"
 
 
 @cache
@@ -49,8 +51,8 @@ def grammar() -> Grammar:
 
 
 def prompt(table: Table) -> str:
-    """The table as the model reads it, in a line: "Name -> The Fern and Bee; Kind -> gallery" and so on."""
-    return BETWEEN.join(f"{CALLED[key]}{ARROW}{value}" for key, value in table) + "\n"
+    """The table as the model reads it, in a line: "Name -> The Fern and Bee; Kind -> gallery" and so on; and ASK."""
+    return BETWEEN.join(f"{CALLED[key]}{ARROW}{value}" for key, value in table) + ASK
 
 
 def _values(one: town.Place) -> dict[str, str]:
@@ -74,17 +76,7 @@ def tell(table: Table, draw: Random) -> str:
     told = dict(table)
     told["it"] = lambda draw: grammar().say("it", told, draw)
     topics = [topic for topic, keys in TOPICS.items() if keys[0] in told]
-    sentences = [_next(topics, "open", "with", draw.randrange(3), told, draw)]
-    while topics:
-        sentences.append(_next(topics, "more", "does", draw.randrange(1, 3), told, draw))
-    return " ".join(sentences)
-
-
-def _next(topics: list[str], sentence: str, phrase: str, wanted: int, told: dict, draw: Random) -> str:
-    """A sentence with the next topics, which are taken off the list."""
-    taken = [topics.pop(0) for _ in range(min(wanted, len(topics)))]
-    phrases = [grammar().say(f"{phrase}.{topic}", told, draw) for topic in taken]
-    return grammar().say(f"{sentence}.{len(taken)}", told | dict(zip(("first", "second"), phrases)), draw)  # noqa: B905
+    return " ".join(grammar().say(rule, told, draw) for rule in ("open", *topics))
 
 
 def meets(topics: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ _ATTRIBUTES = {called: key for key, called in table_to_text.CALLED.items()}
 
 
 def _turned(split: Pairs) -> Pairs:
-    tables = tuple(prompt.strip() for prompt in split.texts)
+    tables = tuple(prompt.removesuffix(table_to_text.ASK) for prompt in split.texts)
     return Pairs(tuple(f"{text}\n" for text in split.labels), tables, split.info)
 
 
