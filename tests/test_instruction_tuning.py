@@ -191,10 +191,11 @@ def test_every_way_of_batching_has_all_examples(tokenizer):
 def test_packed_examples_do_not_see_each_other(small_lm, tokenizer):
     rows, split = examples(tokenizer)
     lm = models.lm()[0].lm.eval()
-    mixed = lm(**study.packed(split)).loss
+    mixed = lm(**study.packed(split))
     lm.config.use_cache = False
     packed = lm(**study.packed(split))
-    assert abs(mixed - packed.loss) > 1e-3, "with a cache the model does not see where texts begin"
+    # Of logits: their mean loss may hardly differ in a random model.
+    assert (mixed.logits - packed.logits).abs().max() > 1e-2, "with a cache the model does not see where texts begin"
     torch.testing.assert_close(packed.loss, lm(**rows.collate(split)).loss, atol=1e-5, rtol=1e-5)
     at = 0
     for row in split:
