@@ -188,14 +188,14 @@ def test_every_way_of_batching_has_all_examples(tokenizer):
     assert held["packed"] == tokens.total() < held["grouped"] < held["padded"]
 
 
-def test_packed_examples_do_not_see_each_other(small_lm, tokenizer):
+def test_packed_examples_do_not_see_each_other(tokenizer):
+    """With the shipped model: a random one may have nearly the same loss whatever it sees."""
     rows, split = examples(tokenizer)
     lm = models.lm()[0].lm.eval()
-    mixed = lm(**study.packed(split))
+    mixed = lm(**study.packed(split)).loss
     lm.config.use_cache = False
     packed = lm(**study.packed(split))
-    # Of logits: their mean loss may hardly differ in a random model.
-    assert (mixed.logits - packed.logits).abs().max() > 1e-2, "with a cache the model does not see where texts begin"
+    assert abs(mixed - packed.loss) > 1e-3, "with a cache the model does not see where texts begin"
     torch.testing.assert_close(packed.loss, lm(**rows.collate(split)).loss, atol=1e-5, rtol=1e-5)
     at = 0
     for row in split:

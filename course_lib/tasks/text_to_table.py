@@ -28,9 +28,10 @@ def load() -> WritingTask:
 
 
 def read(text: str) -> set[tuple[str, str]]:
-    """The attributes with their values in a text that has them as `table_to_text.prompt` writes them."""
+    """The attributes with their values in a text that has them as `table_to_text.prompt` writes them; one that no table
+    has keeps the name that the text gives it, so that it counts as wrong."""
     parts = (part.split(table_to_text.ARROW) for part in text.strip().split(table_to_text.BETWEEN))
-    return {(_ATTRIBUTES[part[0]], part[1]) for part in parts if len(part) == 2 and part[0] in _ATTRIBUTES}
+    return {(_ATTRIBUTES.get(part[0], part[0]), part[1]) for part in parts if len(part) == 2}
 
 
 def slot_f1(written: Sequence[str], split: Pairs) -> float:
