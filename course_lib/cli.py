@@ -2,12 +2,14 @@
 
 import argparse
 import ast
+import os
 import re
 import sys
 import time
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from course_lib.errors import CourseError
 from course_lib.paths import CACHE, NOTEBOOKS, RUNS
@@ -60,6 +62,17 @@ def _compare_together(name: str, file: Path, deadline: float | None, jobs: int) 
         print(f"{name}: a process failed; one goes on alone.", file=sys.stderr)
 
 
+def _end_with_parent() -> None:
+    """From now on this process ends when the one that spawned it does, even where that was killed."""
+
+    def wait(parent):
+        parent.join()
+        os._exit(1)
+
+    if parent := parent_process():
+        Thread(target=wait, args=(parent,), daemon=True).start()
+
+
 def _compare(name: str, file: Path, deadline: float | None, share: tuple[int, int]) -> None:
     """One process's share of the settings of a study."""
     from course_lib import experiments, runs
@@ -67,6 +80,7 @@ def _compare(name: str, file: Path, deadline: float | None, share: tuple[int, in
 
     import torch
 
+    _end_with_parent()
     quiet()
     torch.set_num_threads(1)
     with suppress(KeyboardInterrupt, runs.OutOfTime):

@@ -94,6 +94,29 @@ def test_a_process_does_its_share(monkeypatch, tmp_path):
     assert [run.spec["share"] for run in runs.read(tmp_path / "log.json")] == [[1, 2]]
 
 
+def test_a_process_ends_with_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text("""
+import multiprocessing, time
+from course_lib import cli
+
+def work():
+    cli._end_with_parent()
+    print("works", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=work)
+    worker.start()
+    worker.join()
+""")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "works\n"
+        parent.kill()
+        # The worker has the same standard output, which ends when nobody holds it.
+        assert parent.communicate(timeout=60)[0] == ""
+
+
 def test_several_processes_need_file_locks(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(runs, "fcntl", None)
     assert main(["record", "embedding", "--jobs", "2", "--out", str(tmp_path)]) == 2
