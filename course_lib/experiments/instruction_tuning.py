@@ -42,7 +42,7 @@ KINDS = (2, 4, 8, 24)
 # Examples where kinds of task are compared, and twice as many.
 FEW, MORE = 400, 800
 # Kinds of task that none of the kept ones is like.
-UNLIKE = ("is_closed", "missing", "group", "text_kind", "form", "table", "short", "writer")
+UNLIKE = ("is_closed", "missing", "group", "count", "form", "table", "short", "writer")
 # How often each fact is asked for where facts are taught, and the share of answers that are wrong where some are.
 TIMES, WRONG = 3, 0.2
 # Words before which the untuned model may see how to answer, and examples that it is shown.
@@ -193,20 +193,23 @@ def judged(run: Run, spec: dict, task: WritingTask) -> Run:
 
 
 def asked(tokenizer, way: str, split: Pairs) -> list[str]:
-    """Prompts for the untuned model. chat: in the template; plain; reading: as texts with questions ask in what it has
-    read, quiz: as those without a text do; shots: behind some examples, as the former ask."""
+    """Prompts for the untuned model. chat: in the template; plain; reading: as questions, with a text or without one,
+    stand in what it was pre-trained on; shots: the same behind some examples."""
     if way == "chat":
         return chats(tokenizer, split.texts)
-    if way == "quiz":
-        return [f"Questions\nQ: {text.replace(chr(10), ' ')}\nA:" for text in split.texts]
     if way == "plain":
         return [f"{text}\n" for text in split.texts]
-    shown = tasks.load(TASK).train.rows(range(SHOTS)) if way == "shots" else []
-    head = "".join(f"{text}\n\nA: {said}\n\n" for text, said in zip(shown.texts, shown.labels)) if shown else ""  # noqa: B905
-    return [f"{head}{text}\n\nA:" for text in split.texts]
+    shown = tasks.load(TASK).train.rows(range(SHOTS if way == "shots" else 0))
+    head = "".join(f"{text} {said}\n\n" for text, said in zip(_as_read(shown), shown.labels, strict=True))
+    return [head + text for text in _as_read(split)]
 
 
-UNTUNED = ("chat", "plain", "reading", "quiz", "shots")
+def _as_read(split: Pairs) -> list[str]:
+    texts = (f"Read\n{text}\n" if text else "" for text in split.info["context"])
+    return [f"{text}Questions\nQ: {said}\nA:" for text, said in zip(texts, split.info["instruction"], strict=True)]
+
+
+UNTUNED = ("chat", "plain", "reading", "shots")
 
 
 def untuned(log: RunLog) -> None:

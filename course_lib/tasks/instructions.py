@@ -56,8 +56,8 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """What the user says."""
-        return f"{self.instruction}\n\n{self.context}" if self.context else self.instruction
+        """What the user says: the text, then the instruction."""
+        return f"{self.context}\n\n{self.instruction}" if self.context else self.instruction
 
 
 @dataclass
@@ -98,9 +98,11 @@ def kind(make: Callable[[World], Made]) -> Callable[[World], Made]:
     return make
 
 
-def prose(one: Place, topics: Sequence[str], draw: Random, needed: Sequence[str]) -> str:
+def prose(
+    one: Place, topics: Sequence[str], draw: Random, needed: Sequence[str], others: Sequence[str] = town.TOPICS
+) -> str:
     """A text about the place with these topics and up to three others, which has all that is needed word for word."""
-    others = [topic for topic in town.TOPICS if topic not in topics]
+    others = [topic for topic in others if topic not in topics]
     while True:
         chosen = [*topics, *draw.sample(others, draw.randrange(1, 4))]
         draw.shuffle(chosen)
@@ -125,9 +127,18 @@ extract("since", "since", lambda p: str(p.since), lambda p: [str(p.since)])
 extract("street", "where", lambda p: p.street, lambda p: [p.street])
 extract("closed", "closed", lambda p: p.closed, lambda p: [p.closed])
 extract("price", "price", lambda p: p.price, lambda p: [p.price])
-extract("offer", "offer", lambda p: p.offer, lambda p: [p.offer])
 extract("tram", "tram", lambda p: f"tram {p.line} to {p.stop}", lambda p: [p.stop, str(p.line)])
+extract("district", "where", lambda p: p.district, lambda p: [p.district])
 extract("seats", "seats", lambda p: str(p.seats), lambda p: [str(p.seats)])
+
+
+@kind
+def offer(world: World) -> Made:
+    """Ask for the one thing that the text says to be on offer."""
+    one = world.stranger()
+    while one.other in (text := prose(one, ["offer"], world.draw, [one.name, one.offer])):
+        pass
+    return {"name": one.name}, text, one.offer
 
 
 @kind
@@ -164,21 +175,6 @@ def group(world: World) -> Made:
     return {}, prose(one, ["offer"], world.draw, [one.kind, one.offer]), {"shop": "shopping"}.get(named, named)
 
 
-@kind
-def text_kind(world: World) -> Made:
-    """Classify a text."""
-    draw = world.draw
-    makers = {"letter": town.letter, "notice": town.notice, "conversation": town.talk, "form": town.form}
-    named = draw.choice((*makers, "timetable"))
-    while True:
-        if named == "timetable":
-            text = town.timetable(town.tram(draw, draw.randrange(1, 100)), draw)
-        else:
-            text = makers[named](world.stranger(), draw)
-        if len(text) <= LONGEST:
-            return {}, text, named
-
-
 def two(world: World, topic: str, value: Callable[[Place], str]) -> tuple[list[Place], str]:
     """Two places that differ in a value, and a text about each that says it."""
     places = [world.stranger(), world.stranger()]
@@ -201,48 +197,55 @@ def larger(world: World) -> Made:
     return {}, text, max(places, key=lambda p: p.seats).name
 
 
-@kind
-def later(world: World) -> Made:
-    """Compare times."""
-    places, text = two(world, "hours", lambda p: p.closes)
-    return {}, text, max(places, key=lambda p: int(p.closes.replace(":", ""))).name
-
-
-def _timetable(world: World) -> tuple[list[str], list[str], str]:
-    """Stops, times, and the timetable of a tram line."""
-    line = town.tram(world.draw, world.draw.randrange(1, 100))
-    _, *rows, _ = town.timetable(line, world.draw).split("\n")
-    stops, times = zip(*(row.rsplit(" ", 1) for row in rows), strict=True)
-    return list(stops), list(times), "\n".join([f"Tram {line.line}", *rows])
+def _some(world: World, few: int) -> tuple[list[str], str]:
+    """The names of so many places or up to three, and a text about each, which speaks of no other."""
+    places = [world.stranger() for _ in range(world.draw.randrange(few, 4))]
+    others = [topic for topic in town.TOPICS if topic != "where"]
+    texts = [prose(one, [], world.draw, [one.name], others) for one in places]
+    return [one.name for one in places], "\n\n".join(texts)
 
 
 @kind
-def stops(world: World) -> Made:
+def count(world: World) -> Made:
     """Count."""
-    names, _, text = _timetable(world)
+    names, text = _some(world, 1)
     return {}, text, str(len(names))
 
 
 @kind
-def stop_list(world: World) -> Made:
-    """Make a list."""
-    names, _, text = _timetable(world)
-    return {}, text, "\n".join(f"- {name}" for name in names)
+def offers(world: World) -> Made:
+    """Make a list of two things that are in one text."""
+    one = world.stranger()
+    text = prose(one, ["offer"], world.draw, [one.name, one.offer, one.other])
+    return {"name": one.name}, text, "\n".join(f"- {it}" for it in sorted((one.offer, one.other), key=text.index))
 
 
 @kind
-def arrival(world: World) -> Made:
-    """Look up a time."""
-    names, times, text = _timetable(world)
-    at = world.draw.randrange(len(names))
-    return {"stop": names[at]}, text, times[at]
+def names(world: World) -> Made:
+    """Make a list."""
+    found, text = _some(world, 2)
+    return {}, text, "\n".join(f"- {name}" for name in found)
+
+
+def _timetable(world: World) -> tuple[list[str], str]:
+    """The stops of a tram line, and its timetable."""
+    line = town.tram(world.draw, world.draw.randrange(1, 100))
+    _, *rows, _ = town.timetable(line, world.draw).split("\n")
+    return [row.rsplit(" ", 1)[0] for row in rows], "\n".join([f"Tram {line.line}", *rows])
+
+
+@kind
+def first_stop(world: World) -> Made:
+    """Look up a place in an order."""
+    stops, text = _timetable(world)
+    return {}, text, stops[0]
 
 
 @kind
 def last_stop(world: World) -> Made:
     """Look up a place in an order."""
-    names, _, text = _timetable(world)
-    return {}, text, names[-1]
+    stops, text = _timetable(world)
+    return {}, text, stops[-1]
 
 
 @kind
@@ -256,10 +259,9 @@ def form(world: World) -> Made:
 @kind
 def table(world: World) -> Made:
     """Make a table."""
-    places = [world.stranger(), world.stranger()]
-    texts = [prose(one, ["hours"], world.draw, [one.name, one.opens, one.closes]) for one in places]
-    rows = [f"{one.name} | {one.opens} | {one.closes}" for one in places]
-    return {}, "\n\n".join(texts), "\n".join(["Name | Opens | Closes", *rows])
+    one = world.stranger()
+    text = prose(one, ["hours"], world.draw, [one.name, one.opens, one.closes])
+    return {}, text, f"Name | Opens | Closes\n{one.name} | {one.opens} | {one.closes}"
 
 
 def _statement(one: Place, draw: Random) -> tuple[str, str, str]:
@@ -320,6 +322,9 @@ recall("recall_since", lambda p: str(p.since))
 recall("recall_tram", lambda p: f"tram {p.line} to {p.stop}")
 
 USUAL_KINDS = tuple(name for name in KINDS if name not in KEPT_KINDS)
+# Of these, what is asked of a place from memory, and what is about a new place.
+_FROM_MEMORY = ("recall_owner", "recall_since")
+_READ_KINDS = tuple(name for name in USUAL_KINDS if name not in _FROM_MEMORY)
 
 
 def _ways(name: str, kept: bool) -> Sequence:
@@ -341,10 +346,6 @@ def _pairs(made: Sequence[Example], split: str) -> Pairs:
     return Pairs(
         tuple(one.prompt for one in made), tuple(one.output for one in made), {**columns, "split": (split,) * len(made)}
     )
-
-
-# What is asked of a place from memory, but for the kind that is kept for testing.
-_FROM_MEMORY = ("recall_owner", "recall_since")
 
 
 def _remembered(places: Sequence[Place], draw: Random, kept_ways: bool) -> list[Example]:
@@ -390,10 +391,10 @@ def load() -> WritingTask:
     draw, taken = Random("instructions"), {one.name for one in (*town.town().places, *_taught())}
     train, validation, test = (World(draw, places, taken) for places in _townsmen())
     tests = {
-        NEW_PLACES: examples(test, USUAL_KINDS), NEW_WAYS: examples(test, USUAL_KINDS, kept_ways=True),
+        NEW_PLACES: examples(test, _READ_KINDS), NEW_WAYS: examples(test, _READ_KINDS, kept_ways=True),
         NEW_KINDS: examples(test, KEPT_KINDS),
     }  # fmt: skip
-    sizes = {name: TEST_OF_KIND[name] * len(KEPT_KINDS if name == NEW_KINDS else USUAL_KINDS) for name in tests}
+    sizes = {name: TEST_OF_KIND[name] * len(KEPT_KINDS if name == NEW_KINDS else _READ_KINDS) for name in tests}
     parts = [_pairs(list(islice(stream, sizes[name])), name) for name, stream in tests.items()]
     parts += [
         _pairs(_remembered(places, draw, True), name) for name, places in ((TOWN, test.known), (TAUGHT, _taught()))
