@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from course_lib import models, search, tasks
 from course_lib.experiments import embedding as study
+from course_lib.experiments import tuning
 from course_lib.methods import METHODS
 from course_lib.runs import Run, RunLog
 from course_lib.tasks import docs_search
@@ -76,7 +77,7 @@ def test_all_pairs_take_the_rate_of_fewer():
             asked.append(spec["setting"])
             return Run(spec=spec, precision="fp32", validation=[-abs(spec["learning_rate"] - 3e-4)])
 
-    assert study.best_rate(Log(), "all pairs") == 3e-4 and set(asked) == {"matryoshka"}
+    assert tuning.best_rate(Log(), "all pairs", study) == 3e-4 and set(asked) == {"matryoshka"}
 
 
 def test_settings_see_the_same_pairs(short):

@@ -15,7 +15,7 @@ from random import Random
 
 from course_lib import models, search, tasks, town, training
 from course_lib.claims import Interval
-from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed
+from course_lib.experiments.tuning import SEEDS, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -182,12 +182,6 @@ def lexical(log: RunLog) -> None:
         return Run(spec=spec, precision="fp32", extra=extra | {"questions": asked} | origin())
 
     log.run({"task": TASK, "lexical": "BM25", "seed": 0}, ask)
-
-
-def best_rate(log: RunLog, setting: str) -> float:
-    """The learning rate of the setting: its own, climbing from its start, or that of another one."""
-    setting = SETTINGS[setting].rate_of or setting
-    return climb(RATES, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
 
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:

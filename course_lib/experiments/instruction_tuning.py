@@ -18,7 +18,7 @@ from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
 from course_lib.experiments.steps import time_steps
-from course_lib.experiments.tuning import RATES, climb, every_seed
+from course_lib.experiments.tuning import every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -226,12 +226,6 @@ def untuned(log: RunLog) -> None:
 
     for way in UNTUNED:
         log.run({"task": TASK, "untuned": way, "seed": 0}, ask)
-
-
-def best_rate(log: RunLog, setting: str) -> float:
-    """The learning rate of the setting: its own, climbing from its start, or that of another one."""
-    setting = SETTINGS[setting].rate_of or setting
-    return climb(RATES, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
 
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
-from course_lib.experiments.tuning import RATES, SEEDS, climb, every_seed, tried
+from course_lib.experiments.tuning import RATES, SEEDS, every_seed, tried
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.methods import METHODS
 from course_lib.methods.prompts import start_from_text
@@ -185,15 +185,9 @@ def show(spec: dict, folder: Path | None = None) -> Run:
     return judged(run, spec)
 
 
-def best_rate(log: RunLog, setting: str) -> float:
-    """The learning rate of the setting: its own, climbing from its start, or that of another one."""
-    setting = SETTINGS[setting].rate_of or setting
-    return climb(GRID, SETTINGS[setting].start, lambda rate: log.run(make_spec(setting, rate), train).best_validation)
-
-
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
     """Every setting: its rate tuned, then every seed."""
-    every_seed(log, settings, sys.modules[__name__])
+    every_seed(log, settings, sys.modules[__name__], GRID)
 
 
 def prompting(log: RunLog) -> None:

@@ -26,10 +26,23 @@ def climb(rates: Sequence[float], start: float, score: Callable[[float], float])
         at = better
 
 
-def every_seed(log: RunLog, settings: Iterable[str], study) -> None:
-    """Every setting of a study (a module with best_rate, make_spec and train): its rate tuned, then every seed."""
+def best_rate(log: RunLog, setting: str, study, rates: Sequence[float] = RATES) -> float:
+    """The learning rate of a setting, climbed from its start, or that of the setting which it names as `rate_of`.
+
+    study: a module with SETTINGS, make_spec and train.
+    """
+    setting = study.SETTINGS[setting].rate_of or setting
+
+    def score(rate: float) -> float:
+        return log.run(study.make_spec(setting, rate), study.train).best_validation
+
+    return climb(rates, study.SETTINGS[setting].start, score)
+
+
+def every_seed(log: RunLog, settings: Iterable[str], study, rates: Sequence[float] = RATES) -> None:
+    """Every setting of a study (see `best_rate`): its rate tuned, then every seed."""
     for setting in log.order(list(settings)):
-        rate = study.best_rate(log, setting)
+        rate = best_rate(log, setting, study, rates)
         for seed in SEEDS:
             log.run(study.make_spec(setting, rate, seed), study.train)
 
