@@ -107,6 +107,12 @@ def equal_rank(m, blocks, d_kv, shapes):
     return int(2 * d_kv * m // sum(map(sum, shapes)))
 
 
+def first_three(*tensors):
+    """Attention whose share is always that of the first three keys."""
+    q, k, _, pk, _ = tensors
+    return look(*tensors)[0], (torch.cat([pk, k]) @ q / len(q) ** 0.5).softmax(0)[:3].sum()
+
+
 def look(q, k, v, pk, pv):
     weights = (torch.cat([pk, k]) @ q / math.sqrt(len(q))).softmax(0)
     return weights @ torch.cat([pv, v]), weights[: len(pk)].sum()
@@ -416,6 +422,7 @@ WRONG = [
     (lesson_05.matching_rank, lambda m, n, d, shapes: equal_rank(m / 2, n, d, shapes), "keys and values both"),
     (lesson_05.matching_rank, lambda m, n, d, shapes: equal_rank(m * n, n, d, shapes), "in every block"),
     (lesson_05.matching_rank, lambda m, n, d, shapes: equal_rank(m, n, d, shapes) + 1, "Round down"),
+    (lesson_05.matching_rank, lambda m, n, d, shapes: 2 * d * m / sum(map(sum, shapes)), "whole number"),
     (lesson_05.matching_rank, lambda m, n, d, shapes: 2 * d * m // (shapes[0][0] * shapes[0][1] // 1000), "not"),
     (lesson_05.matching_rank, lambda m, n, d, shapes: max(1, equal_rank(m, n, d, shapes)), "affords no rank"),
     (lesson_05.matching_rank, lambda m, n, d, shapes: (2 * d * m - 1) // sum(map(sum, shapes)), "Exactly as many"),
@@ -428,6 +435,9 @@ WRONG = [
     (lesson_05.attend, lambda *all_of: look(*all_of)[0], "Two things"),
     (lesson_05.attend, lambda q, *rest: look(2 * q, *rest), "not divided by √d"),
     (lesson_05.attend, lambda q, *rest: look(q / 2, *rest), "divided by d, not"),
+    (lesson_05.attend, lambda q, *rest: look(q / 8, *rest), "divide by √256"),
+    (lesson_05.attend, lambda q, *rest: look(q * len(q) ** 0.5 / 2, *rest), "width 9: another output"),
+    (lesson_05.attend, first_three, "width 9: another share"),
     (
         lesson_05.attend,
         lambda q, k, v, pk, pv: (look(q, k, v, pk[:0], pv[:0])[0], torch.tensor(0.0)),

@@ -12,9 +12,10 @@ def matching_rank(answer: Callable[[int, int, int, Sequence[tuple[int, int]]], i
     """answer(m, blocks, d_kv, shapes) → the largest rank whose LoRA trains no more numbers than the prefix."""
     got = answer(20, 6, 128, [(256, 256), (128, 256)])
     hint = "The prefix has 2 · m · d_kv numbers a block, LoRA r · (outputs + inputs) for each matrix."
+    expect(got == int(got), "A rank is a whole number.", "Round down.")
     expect(got != 2, "That leaves out that keys and values both have a prefix.", hint)
     expect(got != 34, "LoRA is in every block, too.", "Both are counted over all blocks, or both over one.")
-    expect(got != 6, "A rank is whole, and 6 is too many.", "Round down.")
+    expect(got != 6, "6 is too many.", "Round down; and count outputs + inputs of each matrix.")
     expect(got == 5, f"m = 20, 6 blocks, d_kv = 128: not {got}.", hint)
     got = answer(10, 32, 1024, [(4096, 4096)])
     expect(got == 2, f"One square matrix, wide: not {got}.", "Outputs + inputs, not outputs × inputs.")
@@ -43,7 +44,7 @@ def attend(answer: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
     draw = torch.Generator().manual_seed(0)
     q, k, v, pk, pv = (torch.randn(*shape, generator=draw) for shape in ((4,), (5, 4), (5, 4), (3, 4), (3, 4)))
     got = answer(q, k, v, pk, pv)
-    expect(isinstance(got, tuple) and len(got) == 2, "Two things are asked for.", "return output, share")
+    expect(isinstance(got, tuple | list) and len(got) == 2, "Two things are asked for.", "return output, share")
     output, share = torch.as_tensor(got[0]), torch.as_tensor(got[1])
     expect(output.shape == (4,), f"The output has shape {tuple(output.shape)}, not (4,).", "weights @ values")
     expect(share.ndim == 0, "The share is one number.", "Sum the weights that fall on the prefix.")
@@ -54,7 +55,8 @@ def attend(answer: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
     keys, values = torch.cat([pk, k]), torch.cat([pv, v])
     mistakes = {
         "The scores are not divided by √d.": wanted(1, keys, values),
-        "The scores are divided by d, not by its root.": wanted(1 / 4, keys, values),
+        "The scores are divided by d, not by its root (d is the query's width).": wanted(1 / 4, keys, values),
+        "You divide by √256, the model's width, not the query's.": wanted(1 / 16, keys, values),
         "The prefix is missing.": wanted(0.5, k, v),
         "You take the softmax of text and prefix apart.": wanted(0.5, k, v) + wanted(0.5, pk, pv),
     }
@@ -69,6 +71,12 @@ def attend(answer: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
         "The prefix's keys stand first.",
     )
     expect(torch.allclose(share, right, atol=1e-5), f"The share is not {share:.3f}.", "Sum the prefix's weights.")
+    q, k, v, pk, pv = (torch.randn(*shape, generator=draw) for shape in ((9,), (2, 9), (2, 9), (1, 9), (1, 9)))
+    output, share = answer(q, k, v, pk, pv)
+    weights = (torch.cat([pk, k]) @ q / 3).softmax(0)
+    sizes = "One virtual token, two of text, width 9: "
+    expect(torch.allclose(output, weights @ torch.cat([pv, v]), atol=1e-5), f"{sizes}another output.", hint)
+    expect(torch.allclose(share, weights[0], atol=1e-5), f"{sizes}another share.", "As many weights as P_K has rows.")
 
 
 @exercise("Exercise 4")

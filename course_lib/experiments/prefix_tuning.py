@@ -43,7 +43,7 @@ LENGTH = 14
 EQUAL_PROMPT = 84
 PROMPT_LENGTHS, P_TUNING_LENGTHS = (1, LENGTH, EQUAL_PROMPT), (LENGTH, 56)
 # The rank whose LoRA on queries and values has exactly as many parameters as a prefix of that length.
-LORA_RANKS = {7: 2, 14: 4, 28: 8, 56: 16}
+LORA_RANKS = {7: 2, 14: 4, 28: 8}
 # More would not stand within the length of text that the model was pre-trained on.
 SHOTS = (0, 1, 2, 3)
 # What vectors start from: the task in words, or words that have nothing to do with it.
@@ -101,7 +101,7 @@ STARTS = {
     "prefix, projected": Setting("Prefix, projected", "prefix_tuning", 3e-3, _PROJECTED),
 }
 # Entries of the tables above, with other data or more time.
-FEW_OF = ("full", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}", "prefix, random")
+FEW_OF = ("full", f"prefix, m={LENGTH}", "prefix, random")
 LONG_OF = ("full", f"lora, as m={LENGTH}", f"prefix, m={LENGTH}")
 _USUAL = FULL | BY_LENGTH | STARTS
 FEW_TABLES = {f"{name}, few": replace(_USUAL[name], tables=FEW, epochs=FEW_EPOCHS) for name in FEW_OF}
