@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("name", study.SETTINGS)
 def test_settings(name):
     setting, spec = study.SETTINGS[name], study.make_spec(name, 1e-4)
-    assert setting.start in study.RATES and spec["batch_size"] == setting.batch_size
+    assert setting.start in tuning.RATES and spec["batch_size"] == setting.batch_size
     assert METHODS[setting.method].count(models.config(models.encoder_folder()), **setting.hparams) > 0
     assert max(setting.dimensions) == 384
 

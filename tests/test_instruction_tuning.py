@@ -6,7 +6,7 @@ from itertools import pairwise
 from course_lib import models, tasks
 from course_lib.experiments import instruction_tuning as study
 from course_lib.experiments import qlora_memory
-from course_lib.experiments.tuning import SEEDS
+from course_lib.experiments.tuning import RATES, SEEDS
 from course_lib.methods import METHODS
 from course_lib.models import LanguageModel
 from course_lib.runs import Run, RunLog
@@ -33,7 +33,7 @@ def small_lm(monkeypatch, tokenizer):
 def test_every_setting_takes_as_many_steps_unless_it_says_otherwise(name):
     setting, spec = study.SETTINGS[name], study.make_spec(name, 1e-3)
     assert setting.epochs == 1 or spec["epochs"] * spec["size"] == study.SEEN
-    assert setting.start in study.RATES
+    assert setting.start in RATES
     assert METHODS[setting.method].count(models.config(models.LM_FOLDER), **setting.hparams) > 0
     assert setting.rate_of is None or study.SETTINGS[setting.rate_of].rate_of is None
 
@@ -47,18 +47,22 @@ def test_every_setting_has_its_examples(name):
     kinds = set(task.train.info["kind"])
     assert set(task.validation.info["kind"]) == kinds and not kinds & set(task_of.KEPT_KINDS)
     wanted = len(task_of.USUAL_KINDS) if setting.kinds is None else setting.kinds
-    assert kinds == set(wanted) if isinstance(wanted, tuple) else len(kinds) == wanted
+    assert len(kinds) == wanted
 
 
 def test_more_kinds_include_the_fewer():
     for seed in SEEDS:
-        drawn = [
-            set(
-                study.examples(study.make_spec(f"full, {k} kinds, {study.FEW} examples", 1e-3, seed)).train.info["kind"]
-            )
-            for k in study.KINDS
-        ]
+        drawn = []
+        for k in study.KINDS:
+            kinds = study.examples(study.make_spec(f"full, {k} kinds, {study.FEW} examples", 1e-3, seed)).train.info[
+                "kind"
+            ]
+            assert set(kinds) == set(study.drawn_kinds(k, seed))
+            drawn.append(set(kinds))
         assert all(few < more for few, more in pairwise(drawn))
+        assert drawn[0] - set(task_of._FROM_MEMORY), (
+            "of what is from memory alone, no new place tells how it is learned"
+        )
 
 
 def test_facts_are_taught_to_one_of_two_that_are_else_alike():
@@ -97,7 +101,6 @@ def test_the_untuned_model_is_asked_in_several_ways(tokenizer):
     assert len(set(prompts.values())) == len(study.UNTUNED)
     assert prompts["chat"].endswith("<assistant>")
     assert prompts["reading"].endswith("\nA:") and prompts["reading"].startswith("Read\n")
-    assert prompts["shots"].endswith(prompts["reading"]) and prompts["shots"].count("\nA:") == 1 + study.SHOTS
     memory = study.asked(tokenizer, "reading", tasks.load(study.TASK).test.where("split", [task_of.TOWN]))[0]
     assert memory.startswith("Questions\nQ: ") and memory.count("\n") == 2
 
@@ -123,10 +126,14 @@ def test_runs_say_what_their_answers_are_worth(small_lm, monkeypatch):
     assert all(right != said.strip() for _, right, said in run.extra["said"]) and 1 <= len(run.extra["said"]) < 21
     assert len(run.validation_losses) == 2 and run.kept_last
     assert len(run.extra["unasked"]) == len(study.with_text(test)) > 0
+    parts = Counter(test.info["split"])
+    assert {part: len(hits) for part, hits in run.extra["reading"].items()} == {
+        part: parts[part] for part in (task_of.NEW_KINDS, task_of.TOWN)
+    }
     assert study.tuned(list(log.runs.values()), "few") == []
 
 
-def test_the_untuned_model_is_asked_in_both_ways(small_lm, monkeypatch):
+def test_the_untuned_model_is_recorded_in_every_way(small_lm, monkeypatch):
     small(monkeypatch)
     log = RunLog()
     study.untuned(log)

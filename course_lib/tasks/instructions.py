@@ -23,7 +23,7 @@ import numpy as np
 
 # Ways of asking that are kept for testing, and kinds of task that are.
 KEPT_WAYS = 2
-KEPT_KINDS = ("seats", "larger", "negate", "last_stop", "recall_tram")
+KEPT_KINDS = ("kind", "number", "closes", "seats", "last_stop")
 NEW_PLACES, NEW_WAYS, NEW_KINDS = "new places", "new phrasings", "new kinds"
 # Further parts of the test: what the base model has read of the town, and what only fine-tuning tells.
 TOWN, TAUGHT = "the town", "taught"
@@ -35,8 +35,10 @@ PARTS = (180, 40, 80)
 # Facts that can be taught, see `by_heart`.
 FACTS = 120
 MISSING = "The text does not say."
-# Characters of a text, at most.
+# Characters of a letter, at most.
 LONGEST = 700
+# What texts about a place are.
+STYLES = ("guide", "opinion", "notice")
 
 
 @cache
@@ -106,9 +108,13 @@ def prose(
     while True:
         chosen = [*topics, *draw.sample(others, draw.randrange(1, 4))]
         draw.shuffle(chosen)
-        text = town.about(one, draw.choice(("guide", "opinion", "notice")), chosen, draw)
+        text = town.about(one, draw.choice(STYLES), chosen, draw)
         if all(value in text for value in needed):
             return text
+
+
+def _without(*topics: str) -> list[str]:
+    return [topic for topic in town.TOPICS if topic not in topics]
 
 
 def extract(name: str, topic: str, answer: Callable[[Place], str], needed: Callable[[Place], Sequence[str]]) -> None:
@@ -130,13 +136,16 @@ extract("price", "price", lambda p: p.price, lambda p: [p.price])
 extract("tram", "tram", lambda p: f"tram {p.line} to {p.stop}", lambda p: [p.stop, str(p.line)])
 extract("district", "where", lambda p: p.district, lambda p: [p.district])
 extract("seats", "seats", lambda p: str(p.seats), lambda p: [str(p.seats)])
+extract("number", "where", lambda p: str(p.number), lambda p: [p.street, str(p.number)])
+extract("closes", "hours", lambda p: p.closes, lambda p: [p.opens, p.closes])
+extract("kind", "where", lambda p: p.kind, lambda p: [p.kind])
 
 
 @kind
 def offer(world: World) -> Made:
     """Ask for the one thing that the text says to be on offer."""
     one = world.stranger()
-    while one.other in (text := prose(one, ["offer"], world.draw, [one.name, one.offer])):
+    while one.other in (text := prose(one, ["offer"], world.draw, [one.name, one.offer], _without("feature"))):
         pass
     return {"name": one.name}, text, one.offer
 
@@ -162,7 +171,7 @@ def missing(world: World) -> Made:
         return {"question": question}, prose(one, [asked], draw, [one.name, answers[asked]]), answers[asked]
     while True:
         topics = draw.sample([topic for topic in town.TOPICS if topic != asked], draw.randrange(2, 5))
-        text = town.about(one, "guide", topics, draw)
+        text = town.about(one, draw.choice(STYLES), topics, draw)
         if answers[asked] not in text.replace(one.name, ""):
             return {"question": question}, text, MISSING
 
@@ -170,7 +179,9 @@ def missing(world: World) -> Made:
 @kind
 def group(world: World) -> Made:
     """Classify a place."""
-    one = world.stranger()
+    # A tailor's could be called craft as well as shopping.
+    while (one := world.stranger()).kind == "tailor's":
+        pass
     named = town.lexicon()["kinds"][one.kind]["group"]
     return {}, prose(one, ["offer"], world.draw, [one.kind, one.offer]), {"shop": "shopping"}.get(named, named)
 
@@ -190,18 +201,11 @@ def older(world: World) -> Made:
     return {}, text, min(places, key=lambda p: p.since).name
 
 
-@kind
-def larger(world: World) -> Made:
-    """Compare seats."""
-    places, text = two(world, "seats", lambda p: str(p.seats))
-    return {}, text, max(places, key=lambda p: p.seats).name
-
-
 def _some(world: World, few: int) -> tuple[list[str], str]:
-    """The names of so many places or up to three, and a text about each, which speaks of no other."""
+    """The names of so many places or up to three, and a text about each, which speaks of no other, nor of seats, which
+    are called places, too."""
     places = [world.stranger() for _ in range(world.draw.randrange(few, 4))]
-    others = [topic for topic in town.TOPICS if topic != "where"]
-    texts = [prose(one, [], world.draw, [one.name], others) for one in places]
+    texts = [prose(one, [], world.draw, [one.name], _without("where", "seats")) for one in places]
     return [one.name for one in places], "\n\n".join(texts)
 
 
@@ -216,7 +220,7 @@ def count(world: World) -> Made:
 def offers(world: World) -> Made:
     """Make a list of two things that are in one text."""
     one = world.stranger()
-    text = prose(one, ["offer"], world.draw, [one.name, one.offer, one.other])
+    text = prose(one, ["offer"], world.draw, [one.name, one.offer, one.other], _without("feature"))
     return {"name": one.name}, text, "\n".join(f"- {it}" for it in sorted((one.offer, one.other), key=text.index))
 
 
@@ -264,32 +268,25 @@ def table(world: World) -> Made:
     return {}, text, f"Name | Opens | Closes\n{one.name} | {one.opens} | {one.closes}"
 
 
-def _statement(one: Place, draw: Random) -> tuple[str, str, str]:
-    """A sentence about a place, the question that belongs to it, and its negation."""
-    verb, rest, asks, denies = draw.choice(
+def _statement(one: Place, draw: Random) -> tuple[str, str]:
+    """A sentence about a place, and the question that belongs to it."""
+    verb, rest, asks = draw.choice(
         (
-            ("is", f"closed on {one.closed}s", "Is {}", "is not"),
-            ("is", f"in {one.district}", "Is {}", "is not"),
-            ("opens", f"at {one.opens}", "Does {} open", "does not open"),
-            ("has", one.feature, "Does {} have", "does not have"),
-            ("belongs", f"to {one.owner.name}", "Does {} belong", "does not belong"),
+            ("is", f"closed on {one.closed}s", "Is {}"),
+            ("is", f"in {one.district}", "Is {}"),
+            ("opens", f"at {one.opens}", "Does {} open"),
+            ("has", one.feature, "Does {} have"),
+            ("belongs", f"to {one.owner.name}", "Does {} belong"),
         )
     )
-    return f"{one.name} {verb} {rest}.", f"{asks.format(one.name)} {rest}?", f"{one.name} {denies} {rest}."
+    return f"{one.name} {verb} {rest}.", f"{asks.format(one.name)} {rest}?"
 
 
 @kind
 def question(world: World) -> Made:
     """Rewrite as a question."""
-    said, asked, _ = _statement(world.stranger(), world.draw)
+    said, asked = _statement(world.stranger(), world.draw)
     return {"sentence": said}, "", asked
-
-
-@kind
-def negate(world: World) -> Made:
-    """Rewrite as a negation."""
-    said, _, denied = _statement(world.stranger(), world.draw)
-    return {"sentence": said}, "", denied
 
 
 @kind
@@ -319,7 +316,6 @@ def recall(name: str, answer: Callable[[Place], str]) -> None:
 
 recall("recall_owner", lambda p: p.owner.name)
 recall("recall_since", lambda p: str(p.since))
-recall("recall_tram", lambda p: f"tram {p.line} to {p.stop}")
 
 USUAL_KINDS = tuple(name for name in KINDS if name not in KEPT_KINDS)
 # Of these, what is asked of a place from memory, and what is about a new place.
