@@ -1,5 +1,6 @@
 """Every exercise check recognises typical wrong answers by name, accepts the right one, and survives broken code."""
 
+import difflib
 import itertools
 import math
 
@@ -139,6 +140,23 @@ def common(a, b):
     if not a or not b:
         return 0
     return 1 + common(a[1:], b[1:]) if a[0] == b[0] else max(common(a[1:], b), common(a, b[1:]))
+
+
+ROLES = ("user", "assistant")
+
+
+def first_fits(a, b):
+    """Words of a, each found behind the last one that was found in b."""
+    found, rest = 0, iter(b)
+    for word in a:
+        ahead, rest = itertools.tee(rest)
+        if word in ahead:
+            found, rest = found + 1, ahead
+    return found
+
+
+def matching_blocks(a, b):
+    return sum(block.size for block in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks())
 
 
 def rouge(said, wanted, share="f1", lower=True, length=common):
@@ -319,21 +337,30 @@ WRONG = [
     (lesson_06.render, lambda t, o: told(t), "changes nothing"),
     (lesson_06.render, lambda t, o: told(t, o) + ("<end>" if o else ""), "must not end"),
     (lesson_06.render, lambda t, o: t, "A text is asked for"),
+    (lesson_06.render, lambda t, o: told([(ROLES[i % 2], said) for i, (_, said) in enumerate(t)], o), "system's turn"),
     (lesson_06.labels_of, lambda t: [i for _, ids in t for i in ids], "user's turns are trained"),
     (lesson_06.labels_of, lambda t: turn_labels(t, role=True), "role token is trained"),
     (lesson_06.labels_of, lambda t: turn_labels(t, role=False, end=False), "never stops"),
     (lesson_06.labels_of, lambda t: [-100] * 10 + turn_labels(t[3:], role=False), "Only the last answer"),
     (lesson_06.labels_of, lambda t: [*turn_labels(t, role=False)[1:], -100], "moved by one"),
     (lesson_06.labels_of, lambda t: turn_labels(t[1:2], role=False), "labels for 13 ids"),
+    (
+        lesson_06.labels_of,
+        lambda t: turn_labels([(ROLES[i % 2], ids) for i, (_, ids) in enumerate(t)], role=False),
+        "system's turn",
+    ),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, "p"), "That is the precision"),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, "r"), "That is the recall"),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=run_of), "side by side"),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=lambda x, y: len(set(x) & set(y))), "in any order"),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, lower=False), "one word here"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=first_fits), "'c a b' and 'a b c'"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=matching_blocks), "'x y a q b r c'"),
     (lesson_06.pack_greedily, lambda n, room: [[n[i] for i in row] for row in pack(n, room)], "lengths, not indices"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room, spare=1), "filled to its last place"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room + 1), "room for 8"),
     (lesson_06.pack_greedily, first_fit, "fill earlier rows"),
+    (lesson_06.pack_greedily, lambda n, room: pack(n, room) if max(n, default=0) < room else 1 / 0, "ZeroDivision"),
     (
         lesson_06.rouge_l,
         lambda a, b: rouge(a, b) if set(a.split()) & set(b.split()) or a else 1 / len(a),
@@ -342,10 +369,11 @@ WRONG = [
     (lesson_06.pack_greedily, lambda n, room: [[], *pack(n, room)], "empty row"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room)[:-1], "in one row, once"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room, check=False), "put into a row of 8"),
-    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(c, r, 0 * cr, 0 * rr, b), "agree it is log 2"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(c, r, 0 * cr, 0 * rr, b), "reference is missing"),
     (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(r, c, rr, cr, b), "sign is wrong"),
     (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(c, r, cr, rr, 1), "β is missing"),
-    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: -dpo(c, r, cr, rr, b), "log 2"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: -dpo(c, r, cr, rr, b), "minus in front is missing"),
+    (lesson_06.dpo_loss, lambda c, r, cr, rr, b: dpo(c, r, cr, rr, b) + (c == cr), "agree it is log 2"),
     (lesson_06.dpo_loss, dpo, "overflows"),
     (lesson_03.lora_parameters, lambda shapes, r: sum(r * d * k for d, k in shapes), "whole matrix"),
     (lesson_03.lora_parameters, lambda shapes, r: sum(r * k for _, k in shapes), "one of the two factors"),
