@@ -45,7 +45,7 @@ PROMPT_LENGTHS, P_TUNING_LENGTHS = (1, LENGTH, EQUAL_PROMPT), (LENGTH, 56)
 # The rank whose LoRA on queries and values has exactly as many parameters as a prefix of that length.
 LORA_RANKS = {7: 2, 14: 4, 28: 8}
 # More would not stand within the length of text that the model was pre-trained on.
-SHOTS = (0, 1, 2, 3)
+SHOTS = (0, 1, 3)
 # What vectors start from: the task in words, or words that have nothing to do with it.
 WORDS = (
     "This is what the table says about the place, told in whole sentences, with every name and every number as it "
