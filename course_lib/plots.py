@@ -170,6 +170,10 @@ def curves(
             axes.set_yscale("log")
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+        if percent and log_y:
+            # Per cents hardly span two decades: one label a decade is too few, and all of them too many.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if not log_x:
             whole = all(float(value).is_integer() for xs, _ in series.values() for value in xs)
             axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
