@@ -55,3 +55,15 @@ def test_what_is_written_has_the_errors_that_were_counted(log):
     for run in log:
         for table, text, errors in zip(tables, run.extra.get("written", ()), run.extra.get("errors", ()), strict=False):
             assert table_to_text.errors(table, text) == errors
+
+
+def test_every_setting_has_every_seed(log, groups):
+    assert set(groups) == set(study.SETTINGS)
+    assert [len(study.shown(log, shots)) for shots in study.SHOTS] == [1] + [len(study.SEEDS)] * (len(study.SHOTS) - 1)
+    assert len([run for run in log if "told" in run.spec]) == len([run for run in log if "serving" in run.spec]) == 1
+
+
+def test_full_and_lora_learn_the_skill(log):
+    """What `data/table_to_text` promises, of full fine-tuning and of LoRA on all linear layers."""
+    for setting in ("full", "lora, all linear"):
+        assert study.slot_error_rates(study.tuned(log, setting), table_to_text.NEW_PLACES).max() < 0.1
