@@ -27,7 +27,7 @@ KEPT_KINDS = ("kind", "number", "closes", "seats", "last_stop")
 NEW_PLACES, NEW_WAYS, NEW_KINDS = "new places", "new phrasings", "new kinds"
 # Further parts of the test: what the base model has read of the town, and what only fine-tuning tells.
 TOWN, TAUGHT = "the town", "taught"
-TRAIN, VALIDATION = 4800, 240
+TRAIN, VALIDATION = 9600, 240
 # Of each kind in a test split.
 TEST_OF_KIND = {NEW_PLACES: 12, NEW_WAYS: 12, NEW_KINDS: 40}
 # Places of the town that training, validation and test may ask about.
