@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import symtable
 import sys
 import time
 import urllib.request
@@ -70,16 +71,60 @@ Explorer(
 
 
 def names(source: str) -> tuple[set[str], set[str]]:
-    """(names that a cell uses, names that it defines), in whatever scope: rather too many than too few."""
-    used, defined = set(), set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.alias):
-            defined.add((node.asname or node.name).split(".")[0])
-    return used, defined
+    """(names that a cell needs from cells before it, names that it defines)."""
+    needed, defined = set(), set()
+    follow(ast.parse(source).body, needed, defined)
+    return needed, defined
+
+
+def follow(statements: list[ast.stmt], needed: set[str], defined: set[str]) -> None:
+    """Add what statements need and define, in their order: what they define themselves first, they do not need."""
+    for statement in statements:
+        blocks = [] if isinstance(statement, ast.FunctionDef | ast.ClassDef) else ["body", "orelse", "finalbody"]
+        inner = {block: body for block in blocks if (body := getattr(statement, block, None))}
+        for block in inner:
+            setattr(statement, block, [ast.Pass()])
+        bound = {name.id for part in bindings(statement) for name in ast.walk(part) if isinstance(name, ast.Name)}
+        used, made = looked_up(symtable.symtable(ast.unparse(statement), "cell", "exec"))
+        needed |= used - bound - defined
+        defined |= made
+        for body in inner.values():
+            follow(body, needed, defined)
+
+
+def bindings(statement: ast.stmt) -> list[ast.expr]:
+    """What a statement binds before its body runs."""
+    if isinstance(statement, ast.For):
+        return [statement.target]
+    items = statement.items if isinstance(statement, ast.With) else []
+    return [item.optional_vars for item in items if item.optional_vars]
+
+
+def looked_up(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
+    """Global names that code uses, in whatever scope, and those that it defines."""
+    symbols = [one for one in table.get_symbols() if table.get_type() == "module" or one.is_global()]
+    used = {one.get_name() for one in symbols if one.is_referenced()}
+    for inner in table.get_children():
+        used |= looked_up(inner)[0]
+    return used, {one.get_name() for one in symbols if one.is_assigned() or one.is_imported()}
+
+
+def test_a_cell_needs_what_it_does_not_define_itself():
+    source = """
+for x, y in pairs:
+    z = x + offset
+    for w in [v * z for v in y]:
+        total = total + w
+try:
+    z = one
+finally:
+    done = [lambda a: a + outer for b in range(3)]
+def f(n, m=default):
+    return n + other + x
+"""
+    needed, defined = names(source)
+    assert needed - {"range"} == {"pairs", "offset", "total", "one", "outer", "default", "other"}
+    assert defined == {"x", "y", "z", "w", "total", "done", "f"}
 
 
 def for_explorers(notebook: nbformat.NotebookNode) -> set[str]:
@@ -89,7 +134,7 @@ def for_explorers(notebook: nbformat.NotebookNode) -> set[str]:
         used, defined = names(cell.source)
         if "Explorer(" in cell.source or defined & needed:
             kept.add(cell.id)
-            needed |= used
+            needed = needed - defined | used
     return kept
 
 
