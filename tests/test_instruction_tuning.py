@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from course_lib import models, tasks
 from course_lib.experiments import instruction_tuning as study
-from course_lib.experiments import qlora_memory
+from course_lib.experiments import qlora_memory, tuning
 from course_lib.experiments.tuning import RATES, SEEDS
 from course_lib.methods import METHODS
 from course_lib.models import LanguageModel
@@ -159,6 +159,17 @@ def test_a_rate_may_be_that_of_another_setting(monkeypatch):
     assert {seed for name, _, seed in asked if name == other} == set(SEEDS)
     assert {seed for name, _, seed in asked if name == "full"} == {0}
     assert len(study.tuned(list(log.runs.values()), other)) == len(SEEDS)
+
+
+def test_settings_with_a_rate_of_their_own_come_first(monkeypatch):
+    taken = []
+    monkeypatch.setattr(tuning, "best_rate", lambda log, setting, *_: taken.append(setting) or 1e-3)
+    monkeypatch.setattr(study, "train", lambda spec, folder: Run(spec=spec, precision="fp32"))
+    for share in ((0, 2), (1, 2)):
+        taken.clear()
+        tuning.every_seed(RunLog(share=share), study.SETTINGS, study)
+        own = [study.SETTINGS[name].rate_of is None for name in taken]
+        assert sorted(taken) == sorted(study.SETTINGS) and own == sorted(own, reverse=True)
 
 
 def hits(part, *rows):

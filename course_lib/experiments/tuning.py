@@ -40,8 +40,9 @@ def best_rate(log: RunLog, setting: str, study, rates: Sequence[float] = RATES) 
 
 
 def every_seed(log: RunLog, settings: Iterable[str], study, rates: Sequence[float] = RATES) -> None:
-    """Every setting of a study (see `best_rate`): its rate tuned, then every seed."""
-    for setting in log.order(list(settings)):
+    """Every setting of a study (see `best_rate`): its rate tuned, then every seed. Those that take another's rate come
+    last: a second process would wait for it."""
+    for setting in sorted(log.order(list(settings)), key=lambda one: study.SETTINGS[one].rate_of is not None):
         rate = best_rate(log, setting, study, rates)
         for seed in SEEDS:
             log.run(study.make_spec(setting, rate, seed), study.train)
