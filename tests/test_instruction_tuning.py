@@ -44,10 +44,19 @@ def test_every_setting_has_its_examples(name):
     task, other = (study.examples(study.make_spec(name, 1e-3, seed)) for seed in (0, 1))
     assert len(task.train) == setting.size
     assert set(task.train.texts) != set(other.train.texts)
-    kinds = set(task.train.info["kind"])
-    assert set(task.validation.info["kind"]) == kinds and not kinds & set(task_of.KEPT_KINDS)
-    wanted = len(task_of.USUAL_KINDS) if setting.kinds is None else setting.kinds
-    assert len(kinds) == wanted
+    kinds, kept = set(task.train.info["kind"]), set(task_of.KEPT_KINDS)
+    assert set(task.validation.info["kind"]) == kinds - kept and kinds & kept == (kept if setting.new_kinds else set())
+    assert len(kinds - kept) == (len(task_of.USUAL_KINDS) if setting.kinds is None else setting.kinds)
+
+
+def test_kinds_that_are_else_new_have_their_share():
+    counts = Counter(study.examples(study.make_spec("full, all kinds", 1e-3)).train.info["kind"])
+    assert set(counts) == set(task_of.KINDS)
+    assert max(counts.values()) < 1.5 * min(counts.values())
+
+
+def test_the_gentle_rate_is_the_next_lower_one():
+    assert study.make_spec("full, gentle", 3e-4)["learning_rate"] == 1e-4
 
 
 def test_more_kinds_include_the_fewer():

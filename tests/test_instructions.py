@@ -144,6 +144,13 @@ def test_what_is_listed_stands_in_the_text_in_this_order(world):
         assert 0 <= text.index(first) < text.index(second)
 
 
+def test_new_kinds_can_be_trained_on_texts_of_their_own(task):
+    more = task_of.of_new_kinds()
+    assert Counter(more.info["kind"]) == dict.fromkeys(task_of.KEPT_KINDS, 400)
+    others = {text for split in (task.train, task.validation, task.test) for text in split.info["context"]}
+    assert not others & set(more.info["context"]) and len(set(more.texts)) == len(more)
+
+
 def test_places_are_counted_and_listed(world):
     sizes = Counter()
     for kind in ("count", "names"):
@@ -223,7 +230,7 @@ def test_texts_are_short(task):
 
 
 def test_the_same_every_time(task):
-    task_of.load.cache_clear()
+    task_of._made.cache_clear()
     assert task_of.load().train.texts == task.train.texts
 
 

@@ -18,7 +18,7 @@ from course_lib import models, tasks, training
 from course_lib.claims import Interval
 from course_lib.experiments import qlora_memory
 from course_lib.experiments.steps import time_steps
-from course_lib.experiments.tuning import every_seed
+from course_lib.experiments.tuning import RATES, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -55,32 +55,37 @@ class Setting:
     """A method with its hyper-parameters, the rate at which its tuning starts, and the examples that it learns from.
 
     epochs: None for as many as give the usual number of steps. kinds: so many kinds of task (None: all).
-    by_heart: the part of the test whose facts some examples ask for. wrong: some answers belong to other examples of
-    their kind. spaced: the chat template has a space before what is said. asked_otherwise: the tuned model is asked in
-    other forms, too, see `train`. rate_of: the setting whose tuned rate it takes instead of one of its own.
+    new_kinds: the kinds that are else new are trained, too. by_heart: the part of the test whose facts some examples
+    ask for. wrong: some answers belong to other examples of their kind. spaced: the chat template has a space before
+    what is said. asked_otherwise: the tuned model is asked in other forms, too, see `train`. rate_of: the setting whose
+    tuned rate it takes instead of one of its own; gentle: or the next lower rate.
     """
 
     title: str
     method: str = "full"
-    start: float = 1e-3
+    start: float = 3e-4
     hparams: dict = field(default_factory=dict)
     size: int = SEEN
     epochs: int | None = None
     kinds: int | None = None
     train_on_prompt: bool = False
+    new_kinds: bool = False
     by_heart: str | None = None
     wrong: bool = False
     pretrained: bool = True
     spaced: bool = True
     asked_otherwise: bool = False
     rate_of: str | None = None
+    gentle: bool = False
 
 
 _LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 SETTINGS = {
     "full": Setting("Full fine-tuning", asked_otherwise=True),
     "lora": Setting("LoRA, r = 8", "lora", 3e-3, _LORA, asked_otherwise=True),
-    "full, random weights": Setting("Full, random weights", pretrained=False),
+    "full, gentle": Setting("Full, lower rate", asked_otherwise=True, rate_of="full", gentle=True),
+    "full, all kinds": Setting("Full, all 29 kinds", new_kinds=True, rate_of="full"),
+    "full, random weights": Setting("Full, random weights", start=1e-3, pretrained=False),
     "full, prompts too": Setting("Full, loss on prompts too", train_on_prompt=True),
     f"full, prompts too, {SIZES[0]} examples": Setting(
         f"The same, {SIZES[0]} examples", size=SIZES[0], train_on_prompt=True
@@ -102,6 +107,8 @@ SETTINGS |= {
 def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
     """What a run is asked for, its hyper-parameters included."""
     chosen = SETTINGS[setting]
+    if chosen.gentle:
+        learning_rate = RATES[RATES.index(learning_rate) - 1]
     return {
         "task": TASK, "setting": setting, "method": chosen.method, "hparams": chosen.hparams, "size": chosen.size,
         "epochs": chosen.epochs or SEEN // chosen.size, "learning_rate": learning_rate, "seed": seed,
@@ -119,6 +126,11 @@ def examples(spec: dict) -> WritingTask:
     if setting.by_heart is not None:
         facts = task_of.by_heart(setting.by_heart, TIMES)
         return replace(task, train=task.train.take(spec["size"] - len(facts), seed) + facts)
+    if setting.new_kinds:
+        # As many of each kind.
+        share = spec["size"] * len(task_of.KEPT_KINDS) // len(task_of.KINDS)
+        kept = task_of.of_new_kinds().take(share, seed)
+        return replace(task, train=task.train.take(spec["size"] - share, seed) + kept)
     task = task.smaller(train=spec["size"], seed=seed)
     return replace(task, train=spoiled(task.train, seed)) if setting.wrong else task
 

@@ -376,7 +376,6 @@ def by_heart(part: str, times: int) -> Pairs:
     return _pairs([one for _ in range(times) for one in _remembered(places, draw, kept_ways=False)], "training")
 
 
-@cache
 def load() -> WritingTask:
     """The task; no place of one split is in another.
 
@@ -384,6 +383,17 @@ def load() -> WritingTask:
     "new places", "new phrasings" and "new kinds", both about new places, too; and two of questions from memory, in the
     phrasings of the second: "the town", which the base model has read of, and "taught", see `by_heart`.
     """
+    return _made()[0]
+
+
+def of_new_kinds() -> Pairs:
+    """Training examples of the kinds that are else kept for testing, about places of their own: to see what these
+    kinds are like where they are trained."""
+    return _made()[1]
+
+
+@cache
+def _made() -> tuple[WritingTask, Pairs]:
     draw, taken = Random("instructions"), {one.name for one in (*town.town().places, *_taught())}
     train, validation, test = (World(draw, places, taken) for places in _townsmen())
     tests = {
@@ -395,7 +405,7 @@ def load() -> WritingTask:
     parts += [
         _pairs(_remembered(places, draw, True), name) for name, places in ((TOWN, test.known), (TAUGHT, _taught()))
     ]
-    return WritingTask(
+    task = WritingTask(
         "instructions",
         train=_pairs(list(islice(examples(train, USUAL_KINDS), TRAIN)), "training"),
         validation=_pairs(list(islice(examples(validation, USUAL_KINDS), VALIDATION)), "validation"),
@@ -404,6 +414,8 @@ def load() -> WritingTask:
         dummy=most_frequent,
         chat=True,
     )
+    per_kind = TRAIN // len(USUAL_KINDS)
+    return task, _pairs(list(islice(examples(train, KEPT_KINDS), per_kind * len(KEPT_KINDS))), "training")
 
 
 def hits(written: Sequence[str], split: Pairs) -> list[bool]:
