@@ -45,7 +45,8 @@ $(STAMP):
 	    echo "Install one and name it: make lab PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@rm -f $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	# Python compiles what is imported, when it is: compiling all packages here would take a minute more.
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	@$(BIN)/python -m course_lib.cli doctor --packages || { \
 	    echo "The environment is damaged. Make it anew: make clean, then the same command."; exit 1; }
 	@touch $(STAMP)

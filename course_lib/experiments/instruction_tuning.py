@@ -351,6 +351,11 @@ def exact(runs: Iterable[Run], part: str, how: str = "hits") -> np.ndarray:
     return np.array([np.mean(run.extra[how][part]) for run in runs])
 
 
+def either(runs: Iterable[Run], part: str, ways: Sequence[str] = ("loose", "reading")) -> list[list[int]]:
+    """Of each run, for each question of a part of the test, whether it was right when asked in one of these ways."""
+    return [np.max([run.extra[way][part] for way in ways], axis=0).tolist() for run in runs]
+
+
 def more_right(a: Sequence[Run], b: Sequence[Run], part: str, how: str = "hits") -> Interval:
     """By how many points more answers of the runs `a` are right than of `b` on a part of the test: a 95% interval,
     paired by seed and by example. For the new kinds it is one over more examples of these very kinds."""
@@ -358,12 +363,12 @@ def more_right(a: Sequence[Run], b: Sequence[Run], part: str, how: str = "hits")
 
 
 def by_kind(
-    runs: Iterable[Run], parts: Sequence[str] = (task_of.NEW_PLACES, task_of.NEW_KINDS)
+    runs: Iterable[Run], parts: Sequence[str] = (task_of.NEW_PLACES, task_of.NEW_KINDS), how: str = "hits"
 ) -> dict[str, np.ndarray]:
-    """Kind of task → exact match of each run."""
+    """Kind of task → share of right answers of each run; how: "hits" or "loose"."""
     test, found = tasks.load(TASK).test, {}
     for part in parts:
         split = test.where("split", [part])
-        rows = [task_of.by_kind(run.extra["hits"][part], split) for run in runs]
+        rows = [task_of.by_kind(run.extra[how][part], split) for run in runs]
         found |= {kind: np.array([row[kind] for row in rows]) for kind in rows[0]}
     return found
