@@ -127,6 +127,25 @@ def test_gains_are_relative_and_differences_in_points():
     more = study.more_at(better, base, 32, 384)
     assert more.low == more.value == more.high == 0, "ranks are the same at all sizes here"
     assert study.difference(better, base, 64, "town").value == pytest.approx(gap.value)
+    closed = study.more_closed(better, base, 32, 384)
+    assert closed.low == closed.value == closed.high == 0
+
+
+def test_groups_are_drawn_whole(monkeypatch):
+    monkeypatch.setattr(
+        docs_search, "questions", lambda: {"a?": "numpy.sort", "b?": "numpy.ma.sort", "c?": "json.load"}
+    )
+    run = run_of([1, 2, 3, 4])
+    run.extra |= {"package": ["x", "x", "y", "y"], "family": [3, 4, 5, 4], "questions": ["a?", "b?", "c?"]}
+    assert study._groups(run, "ranks", "package").tolist() == [0, 0, 1, 1]
+    assert study._groups(run, "turned", "family").tolist() == [0, 1, 2, 1]
+    assert study._groups(run, "asked", "family").tolist() == [1, 1, 0]
+    assert study._groups(run, "town", "family").tolist() == [0, 1, 2, 3]
+    better, base = [run_of([1, 1, 4, 4])], [run_of([4, 4, 4, 4])]
+    for one in (*better, *base):
+        one.extra["package"] = ["x", "x", "y", "y"]
+    by = {by: study.gain(better, base, 64, by=by) for by in ("family", "package")}
+    assert by["family"].value == by["package"].value > 0
 
 
 def test_runs_on_other_queries_are_not_compared():

@@ -34,6 +34,8 @@ WORST = 11
 RESAMPLED = 2000
 # Pairs of texts about one place, to search elsewhere.
 ELSEWHERE = 300
+# Inverse strengths of regularization that the head on frozen vectors may have.
+STRENGTHS = (1.0, 10.0, 100.0)
 SIZES = len(docs_search.DIMENSIONS)
 # Tokens of a text that the encoder could read; it was trained with search.MAX_LENGTH of them.
 LONGER = 256
@@ -124,7 +126,8 @@ def questions() -> tuple[list[str], list[int]]:
 
 
 def town_pairs() -> Pairs:
-    """Opinions as queries, and guidebook entries about the same made-up places: names left out, facts shared."""
+    """Opinions as queries, and guidebook entries about the same made-up places: both tell the same five facts (owner,
+    street, …), in other sentences, and neither the place's name."""
     draw = Random("embedding elsewhere")
     queries, passages = [], []
     for _ in range(ELSEWHERE):
@@ -146,13 +149,16 @@ def origin() -> dict[str, list]:
 
 
 def probe(model: models.Embedder, tokenizer) -> list[int]:
-    """Whether logistic regression on the vectors of `reviews` is right about each text of its test split."""
+    """Whether logistic regression on the vectors of `reviews` is right about each text of its test split; how strongly
+    it is regularized is chosen on validation, since tuning changes how far vectors lie apart."""
     from sklearn.linear_model import LogisticRegression
 
     task = tasks.load("reviews")
-    train, test = (search.vectors(model, tokenizer, split.texts) for split in (task.train, task.test))
-    head = LogisticRegression(C=10.0, max_iter=1000).fit(train, task.train.labels)
-    return (head.predict(test) == task.test.labels).astype(int).tolist()
+    splits = (task.train, task.validation, task.test)
+    train, validation, test = (search.vectors(model, tokenizer, split.texts) for split in splits)
+    heads = [LogisticRegression(C=c, max_iter=1000).fit(train, task.train.labels) for c in STRENGTHS]
+    best = max(heads, key=lambda head: head.score(validation, task.validation.labels))
+    return (best.predict(test) == task.test.labels).astype(int).tolist()
 
 
 def untuned(log: RunLog) -> None:
@@ -175,6 +181,7 @@ def lexical(log: RunLog) -> None:
         test, (asked, answers) = tasks.load(TASK).test, questions()
         scores = search.bm25(asked, search.whole_texts(test))
         found = {"ranks": search.lexical_ranks(test), "asked": docs_search.places(scores, answers)}
+        found["town"] = search.lexical_ranks(town_pairs())
         # The same at all sizes: there are no vectors to be cut.
         extra = {
             name: np.repeat(np.minimum(ranks, WORST)[:, None], SIZES, axis=1).tolist() for name, ranks in found.items()
@@ -216,30 +223,40 @@ def scores(runs: Iterable[Run], size: int, where: str = "ranks", unseen: bool | 
     return found[:, chosen].mean(1)
 
 
+def _groups(run: Run, where: str, by: str) -> np.ndarray:
+    """The number of each query's group: its family of modules or its package, where it asks for a docstring; its
+    package, where it asks in other words; in the town each query is its own."""
+    if where == "town":
+        return np.arange(len(run.extra["town"]))
+    packages = docs_search.questions()
+    named = [packages[asked].split(".")[0] for asked in run.extra["questions"]] if where == "asked" else run.extra[by]
+    return np.unique(named, return_inverse=True)[1]
+
+
 def _resampled(
-    a: Sequence[Run], b: Sequence[Run], size: int, where: str, unseen: bool | None = None, of_b: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of families of modules, whose queries are like
-    each other (of what is no docstring: of queries); of_b: where to look with `b`, if elsewhere. Raises ValueError if
-    they were tested on different queries."""
+    a: Sequence[Run], b: Sequence[Run], size: int, where: str, unseen: bool | None = None, of_b: str | None = None,
+    by: str = "family",
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of groups of queries that are like each other, see
+    `_groups`; by: "family" or "package"; of_b: where to look with `b`, if elsewhere. Raises ValueError if they were
+    tested on different queries."""
     if len({(*run.extra["family"], *run.extra["questions"]) for run in (*a, *b)}) > 1:
         raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
     new, old = _ndcg(a, size, where), _ndcg(b, size, of_b or where)
-    families = np.array(a[0].extra["family"]) if where in ("ranks", "turned") else np.arange(new.shape[1])
+    groups = _groups(a[0], where, by)
     if unseen is not None:
         chosen = np.array(a[0].extra["unseen"]) == unseen
-        new, old, families = new[:, chosen], old[:, chosen], families[chosen]
-    families = np.unique(families, return_inverse=True)[1]
-    draw, count = np.random.default_rng(0), families.max() + 1
-    # How often each family, and each seed, is drawn.
+        new, old, groups = new[:, chosen], old[:, chosen], np.unique(groups[chosen], return_inverse=True)[1]
+    draw, count = np.random.default_rng(0), groups.max() + 1
+    # How often each group, and each seed, is drawn.
     drawn = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLED)
     seeds = draw.multinomial(len(new), np.full(len(new), 1 / len(new)), size=RESAMPLED)
     # Runs of one seed belong together, where there are as many on both sides.
     others = seeds if len(old) == len(new) else draw.multinomial(len(old), np.full(len(old), 1 / len(old)), RESAMPLED)
 
     def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        sums = np.array([np.bincount(families, row) for row in values])
-        return (drawn @ sums.T * weights).sum(1) / weights.sum(1) / (drawn @ np.bincount(families))
+        sums = np.array([np.bincount(groups, row) for row in values])
+        return (drawn @ sums.T * weights).sum(1) / weights.sum(1) / (drawn @ np.bincount(groups))
 
     return means(new, seeds), means(old, others)
 
@@ -261,9 +278,10 @@ def difference(
     )
 
 
-def gain(a: Sequence[Run], b: Sequence[Run], size: int, unseen: bool | None = None) -> Interval:
-    """Relative gain in NDCG@10 of the runs `a` over `b`, which may be one: 0.1 for a tenth; unseen: see `scores`."""
-    new, old = _resampled(a, b, size, "ranks", unseen)
+def gain(a: Sequence[Run], b: Sequence[Run], size: int, unseen: bool | None = None, by: str = "family") -> Interval:
+    """Relative gain in NDCG@10 of the runs `a` over `b`, which may be one: 0.1 for a tenth; unseen: see `scores`;
+    by: the groups that are drawn anew, "family" of modules or "package"."""
+    new, old = _resampled(a, b, size, "ranks", unseen, by=by)
     means = [scores(runs, size, unseen=unseen).mean() for runs in (a, b)]
     return _interval(new / old - 1, float(means[0] / means[1] - 1))
 
@@ -274,3 +292,15 @@ def more_at(a: Sequence[Run], b: Sequence[Run], small: int, large: int, of_b: st
     value = difference(a, b, small, of_b=of_b).value - difference(a, b, large, of_b=of_b).value
     (new, old), (new_large, old_large) = sides
     return _interval(100 * ((new - old) - (new_large - old_large)), value)
+
+
+def more_closed(a: Sequence[Run], b: Sequence[Run], small: int, large: int) -> Interval:
+    """The same in points of the gap to the best possible: what the runs `a` gain over `b`, divided by what `b` lacks to
+    an NDCG@10 of 1. A low start leaves more to gain."""
+
+    def closed(new, old):
+        return 100 * (new - old) / (1 - old)
+
+    draws = [closed(*_resampled(a, b, size, "ranks")) for size in (small, large)]
+    means = [closed(*(scores(runs, size).mean() for runs in (a, b))) for size in (small, large)]
+    return _interval(draws[0] - draws[1], float(means[0] - means[1]))
