@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from course_lib.errors import unknown
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 VERDICTS = ("holds", "depends", "fails", "undecided")
 
@@ -38,7 +38,7 @@ class Interval:
                 "An interval needs at least two values, one a seed; use Interval.exact for a single number."
             )
         center = float(values.mean())
-        half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        half = float(special.stdtrit(len(values) - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
         return cls(center - half, center, center + half)
 
     @classmethod
@@ -75,13 +75,8 @@ class Interval:
         if variance == 0:
             return cls.exact(center)
         freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-        half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
+        half = float(special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(variance))
         return cls(center - half, center, center + half)
-
-
-def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p of a paired t test of a against b (one value a seed)."""
-    return float(stats.ttest_rel(a, b).pvalue)
 
 
 @dataclass(frozen=True)
