@@ -253,6 +253,7 @@ RIGHT = [
     (lesson_05.matching_rank, equal_rank),
     (lesson_05.cache_bytes, lambda s, t, tasks, m, numbers, each: (s * t + tasks * m) * numbers * each),
     (lesson_05.attend, look),
+    (lesson_05.attend, lambda *all_of: [look(*all_of)[0].numpy(), look(*all_of)[1].item()]),
     (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt)) + [*text, end]),
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(1)),
     (lesson_06.render, told),
@@ -291,7 +292,7 @@ WRONG = [
     (lesson_01.masked_max, lambda h, m: (h * m.unsqueeze(-1)).amax(1), "beats a negative value"),
     (lesson_01.masked_max, lambda h, m: (h * m.unsqueeze(-1)).sum(1) / m.sum(1, keepdim=True), "That is the mean"),
     (lesson_01.masked_max, lambda h, m: h.amax(2), "Shape"),
-    (lesson_01.masked_max, lambda h, m: h.masked_fill_(m.unsqueeze(-1) == 0, -9.0).amax(1), "changed the states"),
+    (lesson_01.masked_max, lambda h, m: h.masked_fill_(m.unsqueeze(-1) == 0, -9.0).amax(1), "changes what it is given"),
     (lesson_01.block_parameters, lambda d, f: 4 * d * d + 2 * d * f, "Only the weight matrices"),
     (lesson_01.block_parameters, lambda d, f: 4 * (d * d + d) + 2 * d * f + f + d, "layer norms are missing"),
     (lesson_01.block_parameters, lambda d, f: 3 * (d * d + d) + 2 * d * f + f + d + 4 * d, "output projection"),
@@ -323,7 +324,7 @@ WRONG = [
     (lesson_07.cut, lambda v, n: shortened(v[:, -n:]), "last numbers"),
     (lesson_07.cut, lambda v, n: v[:, :n] / np.linalg.norm(v[:, :n]), "whole matrix"),
     (lesson_07.cut, lambda v, n: shortened(v[:n]), "Columns, not rows"),
-    (lesson_07.cut, lambda v, n: np.divide(v, np.linalg.norm(v), out=v)[:, :n], "changed the vectors"),
+    (lesson_07.cut, lambda v, n: np.divide(v, np.linalg.norm(v), out=v)[:, :n], "changes what it is given"),
     (lesson_07.chosen_indices, lambda m, s: {m[i] for i in by_module(m, s)}, "not indices"),
     (lesson_07.chosen_indices, lambda m, s: list(by_module(m, s)), "A set of indices"),
     (lesson_07.chosen_indices, lambda m, s: set(range(int(s * len(m)))), "in both splits"),
@@ -382,7 +383,7 @@ WRONG = [
     (lesson_03.largest_rank, lambda d, k: d * k // (d + k), "both are equal"),
     (lesson_03.largest_rank, lambda d, k: min(d, k) // 2 - 1, "10 × 15"),
     (lesson_03.largest_rank, lambda d, k: max(1, (d * k - 1) // (d + k)), "may be 0"),
-    (lesson_03.merged_weight, lambda w, a, b, alpha: w.add_(alpha / len(a) * b @ a), "changes W itself"),
+    (lesson_03.merged_weight, lambda w, a, b, alpha: w.add_(alpha / len(a) * b @ a), "changes what it is given"),
     (lesson_03.largest_rank, lambda d, k: d * k // (d + k + 1), "12 × 9"),
     (lesson_03.merged_weight, lambda w, a, b, alpha: w + alpha / 2 * b @ a, "wrong at rank 3"),
     (lesson_03.merged_weight, lambda w, a, b, alpha: w + b @ a, "scale α/r is missing"),
@@ -478,9 +479,19 @@ WRONG = [
     (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt)) + [*text], "never learn to stop"),
     (lesson_05.labels_for, lambda prompt, text, m, end: [0] * (m + len(prompt)) + [*text, end], "0 is a token"),
     (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * 3, "3 labels"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt)) + [*text, -100], "end token is not"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * (m + len(prompt) - 1) + [*text, end, -100], "shifted"),
+    (lesson_05.labels_for, lambda prompt, text, m, end: [-100] * 6 + [*text, end], "Without soft prompt"),
+    (
+        lesson_05.labels_for,
+        lambda prompt, text, m, end: text.append(end) or [-100] * (m + len(prompt)) + text,
+        "changes what it is given",
+    ),
     (lesson_05.nearest_tokens, lambda p, e: (p @ e.T).argmax(1), "dot products"),
     (lesson_05.nearest_tokens, lambda p, e: torch.cdist(p, e).argmin(1), "distances"),
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmin(1), "other tokens"),
+    (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(0), "one index a row"),
+    (lesson_05.nearest_tokens, lambda p, e: p.div_(p.norm(dim=1, keepdim=True)).argmax(1), "changes what it is given"),
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(0)[:3], "one index a row"),
 ]
 
@@ -502,6 +513,18 @@ def test_wrong_answers_are_named(check, answer, says):
 def test_the_starter_is_not_answered_yet(check, _):
     verdict = check(lambda *arguments: ...)
     assert not verdict and "not answered yet" in verdict.text
+
+
+@pytest.mark.parametrize(("check", "_"), RIGHT)
+def test_a_forgotten_return_is_named(check, _):
+    verdict = check(lambda *arguments: None)
+    assert not verdict and "returns nothing" in verdict.text
+
+
+@pytest.mark.parametrize(("check", "_"), RIGHT)
+def test_an_answer_of_another_kind_is_no_error_of_the_reader_s_code(check, _):
+    verdict = check(lambda *arguments: object())
+    assert not verdict and "your code raised" not in verdict.text
 
 
 @pytest.mark.parametrize(("check", "_"), RIGHT)

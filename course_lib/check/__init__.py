@@ -5,8 +5,12 @@ which a learner would want to hear of mistakes.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import wraps
+
+import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,35 @@ def expect(condition: bool, mistake: str, hint: str) -> None:
         raise Mistake(f"{mistake}\n   Hint: {hint}")
 
 
-def _watched(answer: Callable) -> Callable:
-    def call(*arguments):
-        result = answer(*arguments)
-        if result is ... or result is None:
+class _Watched:
+    """The reader's function; what it must never do is the same in every exercise."""
+
+    def __init__(self, answer: Callable):
+        self.answer, self.error = answer, None
+
+    def __call__(self, *arguments):
+        given = deepcopy(arguments)
+        try:
+            result = self.answer(*given)
+        except Exception as error:
+            self.error = error
+            raise
+        if result is ...:
             raise Unanswered
+        expect(result is not None, "Your function returns nothing.", "Does its last line begin with return?")
+        new = "Make new tensors and lists: masked_fill and not masked_fill_, a + b and not a += b or append."
+        expect(_same(given, arguments), "Your function changes what it is given.", new)
         return result
 
-    return call
+
+def _same(a, b) -> bool:
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
 
 
 def exercise(title: str) -> Callable[[Callable], Callable[[Callable], Verdict]]:
@@ -53,14 +78,19 @@ def exercise(title: str) -> Callable[[Callable], Callable[[Callable], Verdict]]:
     def decorate(expectations: Callable) -> Callable[[Callable], Verdict]:
         @wraps(expectations)
         def check(answer: Callable) -> Verdict:
+            watched = _Watched(answer)
             try:
-                expectations(_watched(answer))
+                expectations(watched)
             except Unanswered:
                 return Verdict(False, f"{title}: not answered yet. Replace the ... above and run the cell again.")
             except Mistake as mistake:
                 return Verdict(False, f"{title}: not yet. {mistake}")
             except Exception as error:
-                return Verdict(False, f"{title}: your code raised {type(error).__name__}: {error}")
+                said = f"{type(error).__name__}: {error}"
+                if error is watched.error:
+                    return Verdict(False, f"{title}: your code raised {said}")
+                kind = "Your function returns something of another kind than is asked for"
+                return Verdict(False, f"{title}: not yet. {kind}, so that the check failed with {said}")
             return Verdict(True, f"{title}: right.")
 
         return check

@@ -13,9 +13,7 @@ def masked_max(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> 
     """answer(states (texts, tokens, width), mask (texts, tokens)) → (texts, width)."""
     states = torch.tensor([[[-1.0, 2.0], [-3.0, 4.0], [9.0, 9.0]], [[1.0, -5.0], [2.0, -6.0], [3.0, -7.0]]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    kept = states.clone()
     got = answer(states, mask)
-    expect(torch.equal(states, kept), "Your function changed the states it was given.", "masked_fill makes a copy.")
     shape = tuple(got.shape)
     expect(shape == (2, 2), f"Shape {shape}, expected (2, 2).", "One vector a text: reduce over tokens.")
     expect(not torch.equal(got, states.amax(1)), "Padding wins.", "The mask says which tokens are real.")

@@ -21,7 +21,7 @@ def matching_rank(answer: Callable[[int, int, int, Sequence[tuple[int, int]]], i
     expect(got == 2, f"One square matrix, wide: not {got}.", "Outputs + inputs, not outputs × inputs.")
     got = answer(3, 1, 8, [(8, 16), (8, 16)])
     expect(got == 1, f"Exactly as many is no more: not {got}.", "The largest rank with LoRA's numbers ≤ the prefix's.")
-    expect(answer(1, 6, 128, [(256, 256), (128, 256)]) == 0, "One virtual token affords no rank here.", "It may be 0.")
+    expect(answer(1, 6, 128, [(256, 256), (128, 256)]) == 0, "One virtual token affords no rank here.", "Return 0.")
 
 
 @exercise("Exercise 2")
@@ -72,7 +72,7 @@ def attend(answer: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
     )
     expect(torch.allclose(share, right, atol=1e-5), f"The share is not {share:.3f}.", "Sum the prefix's weights.")
     q, k, v, pk, pv = (torch.randn(*shape, generator=draw) for shape in ((9,), (2, 9), (2, 9), (1, 9), (1, 9)))
-    output, share = answer(q, k, v, pk, pv)
+    output, share = map(torch.as_tensor, answer(q, k, v, pk, pv))
     weights = (torch.cat([pk, k]) @ q / 3).softmax(0)
     sizes = "One virtual token, two of text, width 9: "
     expect(torch.allclose(output, weights @ torch.cat([pv, v]), atol=1e-5), f"{sizes}another output.", hint)
@@ -103,16 +103,12 @@ def labels_for(answer: Callable[[Sequence[int], Sequence[int], int, int], Sequen
 @exercise("Exercise 5")
 def nearest_tokens(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     """answer(P (m, d), E (vocabulary, d)) → for each row of P the index of the row of E at the smallest angle."""
-    e = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 2.0], [-1.0, -1.0]])
+    e = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 2.0], [1.0, -1.0], [-1.0, -1.0]])
     p = torch.tensor([[3.0, 0.1], [0.1, 9.0], [0.2, 0.2], [-9.0, -8.0]])
-    before = p.clone(), e.clone()
     got = torch.as_tensor(answer(p, e))
-    expect(
-        torch.equal(p, before[0]) and torch.equal(e, before[1]), "Your function changes P or E.", "Make new tensors."
-    )
     expect(got.shape == (4,), f"The result has shape {tuple(got.shape)}, not (4,): one index a row of P.", "argmax(1)")
     hint = "Divide each row by its length, then multiply; the largest of each row."
     dots, distances = (p @ e.T).argmax(1), torch.cdist(p, e).argmin(1)
     expect(not torch.equal(got, dots), "You take dot products: long rows of E win.", hint)
     expect(not torch.equal(got, distances), "You take distances: the length of P's rows matters then.", hint)
-    expect(torch.equal(got, torch.tensor([0, 2, 1, 3])), f"Expected other tokens than {got.tolist()}.", hint)
+    expect(torch.equal(got, torch.tensor([0, 2, 1, 4])), f"Expected other tokens than {got.tolist()}.", hint)

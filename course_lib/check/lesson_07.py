@@ -30,7 +30,7 @@ def loss_of(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Non
     scores = torch.tensor([[0.9, 0.7, 0.1], [0.2, 0.5, 0.6], [0.3, 0.1, 0.4]])
     same = torch.eye(3, dtype=torch.bool)
     same[1, 2] = True
-    got = float(answer(scores.clone(), same.clone()))
+    got = float(answer(scores, same))
 
     def wanted(matrix: torch.Tensor, scale: float = 20, reduction: str = "mean") -> float:
         return float(torch.nn.functional.cross_entropy(scale * matrix, torch.arange(3), reduction=reduction))
@@ -58,10 +58,8 @@ def loss_of(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Non
 def cut(answer: Callable[[np.ndarray, int], np.ndarray]) -> None:
     """answer(vectors, size) → cut vectors of length 1."""
     vectors = np.random.default_rng(0).normal(size=(5, 8))
-    before = vectors.copy()
     got = np.asarray(answer(vectors, 3))
     hint = "First cut, then divide each row by its own length."
-    expect(np.array_equal(vectors, before), "You changed the vectors that were given.", "Work on what you cut out.")
     expect(got.shape == (5, 3), f"The result has shape {got.shape}, not (5, 3).", "Columns, not rows.")
     short = vectors[:, :3]
     lengths = np.linalg.norm(short, axis=1, keepdims=True)
