@@ -96,6 +96,18 @@ def bisected(cost, room, most):
     return low
 
 
+def forever(cost, room, most):
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= room else (low, middle - 1)
+    return low
+
+
+def extrapolated(cost, room, most):
+    return max(0, min(most, (room - cost(0)) // (cost(1) - cost(0))))
+
+
 def levels_of(bits):
     n = 2**bits
     last = (1 - 1 / (2 * n) + 1 - 1 / (2 * (n - 1))) / 2
@@ -210,9 +222,9 @@ def shortened(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def by_module(modules, share, more=0):
+def by_module(modules, share, more=0, key=None):
     found = set()
-    for module in sorted(set(modules)):
+    for module in sorted(set(modules), key=key):
         if len(found) >= share * len(modules) + more:
             break
         found |= {i for i, of in enumerate(modules) if of == module}
@@ -492,6 +504,57 @@ WRONG = [
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmin(1), "other tokens"),
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(0), "one index a row"),
     (lesson_05.nearest_tokens, lambda p, e: p.div_(p.norm(dim=1, keepdim=True)).argmax(1), "changes what it is given"),
+    (lesson_00.momentum_step, lambda w, g, v, r, m: (w - (m * v + r * g), m * v + r * g), "rate is in the velocity"),
+    (lesson_00.cross_entropy, lambda z, y: (z - z[0]).exp().sum().log() - (z - z[0])[y], "[0, 1000]"),
+    (
+        lesson_01.masked_max,
+        lambda h, m: torch.stack([h[i, :n].amax(0) for i, n in enumerate(m.sum(1))]),
+        "stand in front",
+    ),
+    (lesson_01.layers_that_fit, lambda n, b, k, limit: min(k, (limit - 4 * n) // (12 * b)), "Not even the weights"),
+    (lesson_01.kept_epoch, lambda v, p: early(v, 2), "patience 1"),
+    (lesson_02.prefix_parameters, lambda m, n, h, w: m * n * h * w, "keys alone"),
+    (lesson_02.prefix_parameters, lambda m, n, h, w: 2 * m * h * w, "That is one layer"),
+    (lesson_02.prefix_parameters, lambda m, n, h, w: 8 * m * h * w, "wrong for another"),
+    (lesson_02.prefix_parameters, lambda m, n, h, w: 2 * m * n * w, "Expected another number"),
+    (lesson_02.trains, lambda name: "query" in name, "weight matrix of the queries"),
+    (lesson_02.trains, lambda name: name.endswith("intermediate.dense.bias"), "biases of the queries are missing"),
+    (lesson_02.trains, lambda name: name.endswith("query.bias"), "first feed-forward layer are missing"),
+    (lesson_02.trains, lambda name: "intermediate.dense" in name or name.endswith("query.bias"), "matrix of the first"),
+    (lesson_02.trains, lambda name: name.endswith(".bias"), "key.bias too"),
+    (lesson_02.trains, lambda name: name.endswith((".query.bias", "dense.bias")), "output.dense.bias too"),
+    (lesson_02.trains, lambda name: small_bitfit(name) and "layer.3" in name, "Only in some blocks"),
+    (lesson_02.widest_bottleneck, lambda w, n, b: bottleneck(w, n, b - 1), "may be used up"),
+    (lesson_02.widest_bottleneck, lambda w, n, b: (b // n - w) // (2 * w + 1), "below zero"),
+    (lesson_02.widest_bottleneck, lambda w, n, b: max(1, bottleneck(w, n, b)), "Too little for 1"),
+    (lesson_02.widest_bottleneck, lambda w, n, b: max(0, round((b / n - w) / (2 * w + 1))), "short of 6"),
+    (lesson_02.widest_bottleneck, lambda w, n, b: bottleneck(w, 6, b), "Use all arguments"),
+    (lesson_02.top_mask, each_mask, "k in each matrix"),
+    (lesson_02.top_mask, threshold, "more than k"),
+    (lesson_02.top_mask, lambda c, k: global_mask({n: x.clamp(min=0) for n, x in c.items()}, k), "missing: −5"),
+    (lesson_02.top_mask, lambda c, k: {n: m.int() for n, m in global_mask(c, k).items()}, "no bools"),
+    (lesson_02.top_mask, lambda c, k: {n: m.flatten() for n, m in global_mask(c, k).items()}, "another shape"),
+    (lesson_02.top_mask, lambda c, k: global_mask(c, k - 1), "2 entries are true"),
+    (lesson_02.front, lambda costs, scores: sorted(costs, key=costs.get), "c costs more"),
+    (lesson_02.front, lambda costs, scores: peft_taxonomy.front(costs, scores)[::-1], "turned round"),
+    (lesson_02.front, lambda costs, scores: peft_taxonomy.front(costs, scores)[1:], "cheapest is always"),
+    (lesson_02.front, lambda costs, scores: peft_taxonomy.front(costs, scores)[:-1], "best is always"),
+    (lesson_02.front, lambda costs, scores: sorted(peft_taxonomy.front(costs, scores)), "order of their costs"),
+    (
+        lesson_02.front,
+        lambda costs, scores: [a for a in costs if all(scores[b] <= scores[a] for b in costs if costs[b] <= costs[a])],
+        "Nothing dearer scores more",
+    ),
+    (
+        lesson_03.rank_needed,
+        lambda m, share: energy_rank(torch.diag(torch.linalg.eigvals(m).abs()), share),
+        "not eigenvalues",
+    ),
+    (lesson_04.step_peak, lambda n, w, k, b, a, e=0: n * w + e + 8 * k + max(a, k * b), "All trained in bf16"),
+    (lesson_04.largest_batch, forever, "does not end"),
+    (lesson_04.largest_batch, extrapolated, "do not extrapolate"),
+    (lesson_06.labels_of, lambda t: [ids.__setitem__(0, -100) for _, ids in t] and [], "changes what it is given"),
+    (lesson_07.chosen_indices, lambda m, s: by_module(m, s, key=m.index), "order in which they appear"),
     (lesson_05.nearest_tokens, lambda p, e: angles(p, e).argmax(0)[:3], "one index a row"),
 ]
 

@@ -74,6 +74,10 @@ def momentum_step(answer: Callable) -> None:
         expect(
             close, f"Step {number} differs from torch.optim.SGD.", "velocity = momentum × velocity + gradient, first."
         )
+        kept = reference.state[weight]["momentum_buffer"]
+        inside = torch.allclose(velocity, 0.1 * kept)
+        expect(not inside, "The rate is in the velocity.", "If the rate changed, the old steps would keep theirs.")
+        expect(torch.allclose(velocity, kept), "The velocity is another.", "Return the new velocity, second.")
 
 
 @exercise("Exercise 4")
@@ -100,4 +104,10 @@ def cross_entropy(answer: Callable) -> None:
         math.isclose(large, 1000.0, rel_tol=1e-4),
         f"For the logits [1000, 0] and label 1 the loss is 1000; you have {large}.",
         "exp(1000) overflows. Subtract the largest logit first, or use torch.logsumexp.",
+    )
+    other = float(answer(torch.tensor([0.0, 1000.0]), 0))
+    expect(
+        math.isclose(other, 1000.0, rel_tol=1e-4),
+        f"For the logits [0, 1000] and label 0 the loss is 1000; you have {other}.",
+        "The largest logit may stand anywhere.",
     )

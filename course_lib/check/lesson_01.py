@@ -23,6 +23,10 @@ def masked_max(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> 
     expect(not torch.allclose(got, mean), "That is the mean.", "The largest value in each dimension.")
     expected = torch.tensor([[-1.0, 4.0], [3.0, -5.0]])
     expect(torch.equal(got, expected), "The numbers differ.", "For every dimension, the largest over the real tokens.")
+    got = answer(states[:1], torch.tensor([[0, 1, 1]]))
+    expect(
+        torch.equal(got, torch.tensor([[9.0, 9.0]])), "Padding may stand in front.", "Go by the mask, not by a count."
+    )
 
 
 @exercise("Exercise 2")
@@ -64,6 +68,8 @@ def layers_that_fit(answer: Callable[[int, int, int, int], int]) -> None:
     expect(got == blocks, f"In plenty of memory all {blocks} blocks train; you have {got}.", "There are only so many.")
     got = answer(total, block, blocks, bytes_for(4) - 1)
     expect(got == 3, f"One byte short of four blocks: three; you have {got}.", "Round down.")
+    got = answer(total, block, blocks, 100)
+    expect(got == 0, f"Not even the weights fit: {got} blocks train?", "The answer is never negative.")
 
 
 @exercise("Exercise 4")
@@ -79,4 +85,5 @@ def kept_epoch(answer: Callable[[list[float], int], int]) -> None:
     expect(answer([0.5, 0.45, 0.6], 2) == 2, "Patience 2 forgives one bad epoch.", "Count how many came in a row.")
     got = answer([0.5, 0.4, 0.6, 0.55, 0.7], 2)
     expect(got == 4, "Bad epochs are added up over the whole run.", "Reset the counter at each new best.")
+    expect(answer([0.5, 0.4, 0.6], 1) == 0, "With patience 1, one bad epoch is the end.", "Use the argument.")
     expect(answer([0.6, 0.6, 0.6], 5) == 0, "In a tie the first one stays.", "A new best must be strictly better.")

@@ -10,10 +10,10 @@ import torch
 @exercise("Exercise 1")
 def prefix_parameters(answer: Callable[[int, int, int, int], int]) -> None:
     """answer(m virtual tokens, layers, key-value heads, width of a head) → trainable parameters of a prefix."""
-    got = answer(10, 4, 2, 16)
-    one = 10 * 4 * 2 * 16
+    got = answer(10, 4, 3, 16)
+    one = 10 * 4 * 3 * 16
     expect(got != one, "That is the keys alone, or the values alone.", "A prefix has a key and a value at each place.")
-    expect(got != 2 * 10 * 2 * 16, "That is one layer.", "Every layer has a prefix of its own.")
+    expect(got != 2 * 10 * 3 * 16, "That is one layer.", "Every layer has a prefix of its own.")
     expect(
         got == 2 * one, f"Expected another number than {got:,}.", "Tokens × layers × (keys and values) × their width."
     )
@@ -36,6 +36,11 @@ def trains(answer: Callable[[str], bool]) -> None:
         bool(answer(at + "intermediate.dense.bias")),
         "The biases of the first feed-forward layer are missing.",
         "BERT calls that layer intermediate.dense.",
+    )
+    expect(
+        not answer(at + "intermediate.dense.weight"),
+        "You train the weight matrix of the first feed-forward layer.",
+        "Only names that end in .bias.",
     )
     for other in ("attention.self.key.bias", "attention.self.value.bias", "output.LayerNorm.bias"):
         expect(not answer(at + other), f"You train {other} too.", "Of all biases only two kinds.")
@@ -62,6 +67,7 @@ def widest_bottleneck(answer: Callable[[int, int, int], int]) -> None:
     expect(got == 5, f"One parameter short of 6; you have {got}.", "Round down.")
     got = answer(width, adapters, parameters(width, adapters, 1) - 1)
     expect(got == 0, f"Too little for 1; you have {got}.", "The answer may be 0, and is never negative.")
+    expect(answer(width, adapters, 50) == 0, "With a budget of 50 you go below zero.", "The answer is never negative.")
     got = answer(1000, 12, 10**6)
     expect(got == 41, f"Width 1000, 12 adapters, a million: expected another number than {got}.", "Use all arguments.")
 
@@ -104,5 +110,7 @@ def front(answer: Callable[[dict[str, float], dict[str, float]], list[str]]) -> 
     expect(
         got == ["a"], f"Nothing dearer scores more than a; you have {got}.", "An equal score at a higher cost loses."
     )
+    got = list(answer({"a": 3.0, "m": 1.0, "c": 2.0, "b": 4.0}, {"a": 0.7, "m": 0.5, "c": 0.6, "b": 0.8}))
+    expect(got == ["m", "c", "a", "b"], f"Not in the order of their costs: {got}.", "Cheapest first, by cost.")
     got = list(answer({"a": 2.0, "b": 2.0}, {"a": 0.6, "b": 0.7}))
     expect(got == ["b"], f"At equal cost the better one wins; you have {got}.", "Sort by cost, then by score.")

@@ -81,6 +81,8 @@ def rank_needed(answer: Callable[[torch.Tensor, float], int]) -> None:
     expect(
         answer(torch.ones(3, 3), 0.99) == 1, "This matrix has rank 1.", "torch.linalg.svdvals gives singular values."
     )
+    turned = torch.tensor([[0.0, 4.0], [1.0, 0.0]])
+    expect(answer(turned, 0.9) == 1, "One direction of [[0, 4], [1, 0]] holds 16 of 17.", "Singular, not eigenvalues.")
 
 
 @exercise("Exercise 5")

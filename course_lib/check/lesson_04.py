@@ -30,6 +30,8 @@ def step_peak(answer: Callable[..., int]) -> None:
     expect(got == 1600, f"Full fine-tuning of 100 numbers: not {got}.", "weights + states + the larger of two.")
     got = answer(100, 2, 10, 4, 90)
     expect(got == 370, f"A tenth trained in fp32: not {got}.", "States and gradients are of the trained numbers' type.")
+    got = answer(100, 2, 100, 2, 50)
+    expect(got == 800, f"All trained in bf16: not {got}.", "States take trained_bytes a number, twice.")
     got = answer(100, 2, 10, 4, 90, 40)
     expect(got == 410, f"With 40 bytes of adapters: not {got}.", "Add extra_bytes: they are there all the time.")
 
@@ -56,6 +58,7 @@ def largest_batch(answer: Callable[[Callable[[int], int], int, int], int]) -> No
 
     def cost(rows: int) -> int:
         asked.append(rows)
+        expect(len(asked) < 10_000, "Your search does not end.", "Each question must make the range smaller.")
         return 100 + 7 * rows
 
     got = answer(cost, 150, 64)
@@ -70,6 +73,8 @@ def largest_batch(answer: Callable[[Callable[[int], int], int, int], int]) -> No
     expect(got == 3000, f"3,000 of 4,096 fit; you say {got}.", "The largest number that still fits.")
     few = len(asked) <= 20
     expect(few, f"You asked `cost` {len(asked):,} times.", "Halve the range with each question.")
+    got = answer(lambda rows: 10 + rows * rows, 10 + 50 * 50, 4096)
+    expect(got == 50, f"Where costs grow with the square, 50 fit; you say {got}.", "Ask, do not extrapolate.")
 
 
 @exercise("Exercise 5")

@@ -75,7 +75,7 @@ def cut(answer: Callable[[np.ndarray, int], np.ndarray]) -> None:
 @exercise("Exercise 4")
 def chosen_indices(answer: Callable[[Sequence[str], float], set[int]]) -> None:
     """answer(modules, share) → indices of the test split."""
-    modules = ["b", "a", "b", "c", "a", "c", "c", "d"]
+    modules = ["c", "a", "b", "c", "a", "b", "c", "d"]
     got = answer(modules, 0.5)
     hint = "Whole modules in alphabetical order, while the chosen pairs are fewer than share · all."
     expect(isinstance(got, set | frozenset), "A set of indices is asked for.", "set(…)")
@@ -83,6 +83,9 @@ def chosen_indices(answer: Callable[[Sequence[str], float], set[int]]) -> None:
     parts = {module: {i for i, of in enumerate(modules) if of == module} for module in modules}
     cut_up = [module for module, rows in parts.items() if rows & got and not rows <= got]
     expect(not cut_up, f"Module {cut_up[:1]} is in both splits.", "A module goes whole, or not at all.")
+    expect(
+        got != parts["c"] | parts["a"], "You take modules in the order in which they appear.", "sorted(set(modules))"
+    )
     more = parts["a"] | parts["b"] | parts["c"]
     expect(got != more, "Four of eight are enough for a half.", "Stop when the share is there.")
     expect(got != parts["a"], "Two of eight are less than a half.", "Go on until the share is there.")
