@@ -22,12 +22,13 @@ class Explorer:
         self.first = draw(**self.values())
         self.image = ipywidgets.Image(value=self.first.png, format="png", layout={"max_width": "100%"})
         self.image.layout.width = f"{self.first.width}px"
-        self.caption = ipywidgets.Label(self.first.alt)
+        # A Label would cut a long sentence off.
+        self.caption = ipywidgets.HTML(html.escape(self.first.alt), layout={"max_width": self.image.layout.width})
         for slider in sliders.values():
             # A figure takes longer than a slider's tick: draw when the handle is let go.
             slider.continuous_update = False
             slider.style.description_width = "14em"
-            slider.layout.width = "36em"
+            slider.layout.width = "42em"
             slider.observe(self._redraw, "value")
         self.box = ipywidgets.VBox([*sliders.values(), self.image, self.caption])
 
@@ -37,7 +38,7 @@ class Explorer:
 
     def _redraw(self, _change) -> None:
         picture = self.draw(**self.values())
-        self.image.value, self.caption.value = picture.png, picture.alt
+        self.image.value, self.caption.value = picture.png, html.escape(picture.alt)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         bundle = self.box._repr_mimebundle_()
