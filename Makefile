@@ -5,6 +5,9 @@ STAMP := .venv/.complete
 # JupyterLab refuses to run as root unless told that this is meant, as in most containers.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# Python is to keep what it compiles, even where the shell says otherwise: every lesson would compile all packages again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help lab test notebooks lint environment clean
 

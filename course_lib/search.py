@@ -51,9 +51,15 @@ def bm25(queries: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: fl
     return asked @ (weights * rarity).T
 
 
-def lexical_ranks(split: Pairs) -> np.ndarray:
-    """The rank of each query's passage, (rows,), by words in common, without any model."""
-    return docs_search.places(bm25(split.texts, split.labels), range(len(split)))
+def lexical_ranks(split: Pairs, **options) -> np.ndarray:
+    """The rank of each query's passage, (rows,), by words in common, without any model; options: of `bm25`."""
+    return docs_search.places(bm25(split.texts, split.labels, **options), range(len(split)))
+
+
+def fused(*scores: np.ndarray, k: int = 60) -> np.ndarray:
+    """Scores of several searches, each (queries, passages), as one: the sum of 1 / (k + rank). Reciprocal rank fusion
+    (Cormack, Clarke and Büttcher, SIGIR 2009, section 2). Ranks, unlike scores, can be added up as they are."""
+    return sum(1 / (k + 1 + np.argsort(np.argsort(-one, axis=1, kind="stable"), axis=1)) for one in scores)
 
 
 def whole_texts(split: Pairs) -> list[str]:

@@ -2,6 +2,8 @@
 
 import os
 
+from course_lib.runs import slug
+
 import pytest
 from hypothesis import settings
 
@@ -9,6 +11,19 @@ from hypothesis import settings
 os.environ.setdefault("TQDM_DISABLE", "1")
 settings.register_profile("course", deadline=None)
 settings.load_profile("course")
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes `log` runs once for each device of its module's RECORDED."""
+    if "log" in metafunc.fixturenames and (recorded := getattr(metafunc.module, "RECORDED", None)) is not None:
+        metafunc.parametrize("log", recorded.values(), ids=[slug(device) for device in recorded])
+
+
+@pytest.fixture
+def groups(request, log):
+    """Of the module's study: setting → its recorded runs at the tuned rate, where every seed is there."""
+    study = request.module.study
+    return {name: group for name in study.SETTINGS if (group := study.tuned(log, name))}
 
 
 @pytest.fixture(scope="module")

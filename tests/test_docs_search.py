@@ -144,6 +144,14 @@ def test_turned_vectors_keep_their_angles_and_more_of_themselves():
     assert (p[:, :4] ** 2).sum() > 2 * (passages[:, :4] ** 2).sum()
 
 
+def test_two_searches_as_one():
+    by_words, by_meaning = np.array([[3.0, 2.0, 1.0]]), np.array([[0.1, 0.9, 0.8]])
+    fused = search.fused(by_words, by_meaning, k=1)
+    assert fused == pytest.approx(np.array([[1 / 2 + 1 / 4, 1 / 3 + 1 / 2, 1 / 4 + 1 / 3]]))
+    ranks = docs_search.ranks(np.eye(2), np.eye(2), dimensions=(2,), combine=lambda scores: -scores)
+    assert ranks[:, 0].tolist() == [2, 2], "the combined scores rank"
+
+
 def test_bm25():
     scores = search.bm25(["red fox", "dog"], ["the red fox", "the red dog and the red cat", "the dog"])
     assert scores.shape == (2, 3) and scores[0].argmax() == 0 and scores[0, 2] == 0

@@ -40,6 +40,11 @@ def short(monkeypatch):
     reviews = tasks.load("reviews").smaller(train=30, test=15)
     monkeypatch.setattr(tasks, "load", lambda name: {"docs_search": few, "reviews": reviews}[name])
     monkeypatch.setattr(study, "ELSEWHERE", 5)
+    monkeypatch.setattr(study, "BM25", ((1.2, 0.75), (0.8, 0.5)))
+    for kept in (study.bm25_constants, study.by_words):
+        # What is kept belongs to the whole task, or to this one.
+        kept.cache_clear()
+        monkeypatch.setattr(study, kept.__name__, kept.__wrapped__)
     return few
 
 
@@ -52,6 +57,8 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
     for one in (base, run):
         assert np.shape(one.extra["ranks"]) == (12, 5) and np.shape(one.extra["town"]) == (5, 5)
         assert np.shape(one.extra["asked"]) == (len(study.questions()[0]), 5) and len(study.questions()[0]) >= 6
+        assert np.shape(one.extra["hybrid"]) == (12, 5)
+        assert np.shape(one.extra["asked hybrid"]) == np.shape(one.extra["asked"])
         assert [row[0] for row in one.extra["turned"]] == [row[0] for row in one.extra["ranks"]], "all of it is there"
         assert np.max(one.extra["ranks"]) <= study.WORST and set(one.extra["reviews"]) <= {0, 1}
         assert not one.predictions and not one.labels

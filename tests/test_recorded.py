@@ -11,11 +11,6 @@ import pytest
 RECORDED = runs.load("full_vs_feature_based")
 
 
-@pytest.fixture(params=sorted(RECORDED), ids=runs.slug)
-def log(request):
-    return RECORDED[request.param]
-
-
 def accuracies(log, task, approach):
     return [run.accuracy for run in study.tuned(log, task, approach)]
 

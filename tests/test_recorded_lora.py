@@ -12,11 +12,6 @@ RECORDED = runs.load("lora")
 HEAD = 384 * 3 + 3
 
 
-@pytest.fixture(params=sorted(RECORDED), ids=runs.slug)
-def log(request):
-    return RECORDED[request.param]
-
-
 def test_something_is_recorded():
     assert RECORDED
 

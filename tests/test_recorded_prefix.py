@@ -11,16 +11,6 @@ import pytest
 RECORDED = runs.load("prefix_tuning")
 
 
-@pytest.fixture(params=sorted(RECORDED), ids=runs.slug)
-def log(request):
-    return RECORDED[request.param]
-
-
-@pytest.fixture
-def groups(log):
-    return {name: group for name in study.SETTINGS if (group := study.tuned(log, name))}
-
-
 def test_rates_were_climbed_to_a_top_within_the_grid(log, groups):
     for setting in groups:
         if study.SETTINGS[setting].rate_of is None:

@@ -1,6 +1,6 @@
 """Fine-tuning an encoder for search in documentation: with and without the Matryoshka loss, LoRA, batch sizes, and
-small batches whose gradients are added up; beside search by common words, and vectors that are turned before they are
-cut; on docstrings, and on questions in other words; and what is lost elsewhere.
+small batches whose gradients are added up; beside search by common words, both searches together, and vectors that are
+turned before they are cut; on docstrings, and on questions in other words; and what is lost elsewhere.
 
 Settings are compared on the same PAIRS pairs, each seen once. Each tunes its learning rate on validation with seed 0 by
 climbing one grid from a declared start, then runs with every seed. The Matryoshka loss then sees all pairs, at the rate
@@ -10,6 +10,8 @@ that it was given with fewer. Nothing is chosen on the test split.
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -37,6 +39,8 @@ ELSEWHERE = 300
 # Inverse strengths of regularization that the head on frozen vectors may have.
 STRENGTHS = (1.0, 10.0, 100.0)
 SIZES = len(docs_search.DIMENSIONS)
+# What BM25's two constants may be: how soon a word's repetitions stop to count, how much long texts are held back.
+BM25 = tuple(product((0.4, 0.8, 1.2, 2.0), (0.25, 0.5, 0.75, 1.0)))
 # Tokens of a text that the encoder could read; it was trained with search.MAX_LENGTH of them.
 LONGER = 256
 
@@ -100,16 +104,21 @@ def train(spec: dict, folder: Path | None = None) -> Run:
 def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -> Run:
     """The Run without its texts, and with what the model is worth.
 
-    Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`), of the answers
-    to QUESTIONS (asked) and elsewhere (town); reviews (hits of a linear head on frozen vectors, of the usual length);
-    and what `origin` tells. options: of `search.vectors`.
+    Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`; hybrid: with
+    common words, see `search.fused`), of the answers to QUESTIONS (asked; asked hybrid) and elsewhere (town); reviews
+    (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells. options: of
+    `search.vectors`.
     """
     test = tasks.load(TASK).test
     sides = [search.vectors(model, tokenizer, texts, **options) for texts in (test.texts, test.labels)]
     found = {"ranks": docs_search.ranks(*sides), "turned": docs_search.ranks(*search.turned(*sides))}
     stored = search.vectors(model, tokenizer, search.whole_texts(test), **options)
     asked, answers = questions()
-    found["asked"] = docs_search.ranks(search.vectors(model, tokenizer, asked), stored, answers=answers)
+    asked_sides = search.vectors(model, tokenizer, asked), stored
+    found["asked"] = docs_search.ranks(*asked_sides, answers=answers)
+    docstrings, in_other_words = (partial(search.fused, words) for words in by_words())
+    found["hybrid"] = docs_search.ranks(*sides, combine=docstrings)
+    found["asked hybrid"] = docs_search.ranks(*asked_sides, answers=answers, combine=in_other_words)
     found["town"] = search.ranks(model, tokenizer, town_pairs(), **options)
     run.extra |= {name: np.minimum(ranks, WORST).tolist() for name, ranks in found.items()}
     run.extra |= {"reviews": probe(model, tokenizer), "questions": asked, **origin()}
@@ -174,19 +183,42 @@ def untuned(log: RunLog) -> None:
         log.run({"task": TASK, "untuned": length, "seed": 0}, ask)
 
 
+@cache
+def bm25_constants() -> tuple[float, float]:
+    """Those of BM25 that are best on validation, by NDCG@10."""
+    validation = tasks.load(TASK).validation
+
+    def worth(constants: tuple[float, float]) -> float:
+        k1, b = constants
+        return float(docs_search.ndcg(search.lexical_ranks(validation, k1=k1, b=b)).mean())
+
+    return max(BM25, key=worth)
+
+
+@cache
+def by_words() -> tuple[np.ndarray, np.ndarray]:
+    """BM25's scores of the test's queries and of the questions in other words, (queries, passages)."""
+    k1, b = bm25_constants()
+    test = tasks.load(TASK).test
+    sides = (test.texts, test.labels), (questions()[0], search.whole_texts(test))
+    return tuple(search.bm25(*side, k1=k1, b=b) for side in sides)
+
+
 def lexical(log: RunLog) -> None:
-    """Search by words in common."""
+    """Search by words in common, its constants tuned on validation."""
 
     def ask(spec: dict, folder: Path | None = None) -> Run:
-        test, (asked, answers) = tasks.load(TASK).test, questions()
-        scores = search.bm25(asked, search.whole_texts(test))
-        found = {"ranks": search.lexical_ranks(test), "asked": docs_search.places(scores, answers)}
-        found["town"] = search.lexical_ranks(town_pairs())
+        docstrings, asked = by_words()
+        k1, b = bm25_constants()
+        found = {"ranks": docs_search.places(docstrings, range(len(docstrings)))}
+        found["asked"] = docs_search.places(asked, questions()[1])
+        found["town"] = search.lexical_ranks(town_pairs(), k1=k1, b=b)
         # The same at all sizes: there are no vectors to be cut.
         extra = {
             name: np.repeat(np.minimum(ranks, WORST)[:, None], SIZES, axis=1).tolist() for name, ranks in found.items()
         }
-        return Run(spec=spec, precision="fp32", extra=extra | {"questions": asked} | origin())
+        extra |= {"questions": questions()[0], "k1": k1, "b": b}
+        return Run(spec=spec, precision="fp32", extra=extra | origin())
 
     log.run({"task": TASK, "lexical": "BM25", "seed": 0}, ask)
 
@@ -215,8 +247,9 @@ def _ndcg(runs: Iterable[Run], size: int, where: str) -> np.ndarray:
 
 
 def scores(runs: Iterable[Run], size: int, where: str = "ranks", unseen: bool | None = None) -> np.ndarray:
-    """NDCG@10 of each run at one size of vectors; where: "ranks" or "turned" (the test), "asked" or "town"; unseen: of
-    the test, only queries about packages that training has seen, or only about those that it has not."""
+    """NDCG@10 of each run at one size of vectors; where: "ranks", "turned" or "hybrid" (the test), "asked" or "asked
+    hybrid" (questions in other words), or "town"; unseen: of the test, only queries about packages that training has
+    seen, or only about those that it has not."""
     runs = list(runs)
     found = _ndcg(runs, size, where)
     chosen = slice(None) if unseen is None else np.array(runs[0].extra["unseen"]) == unseen
@@ -229,7 +262,7 @@ def _groups(run: Run, where: str, by: str) -> np.ndarray:
     if where == "town":
         return np.arange(len(run.extra["town"]))
     packages = docs_search.questions()
-    named = [packages[asked].split(".")[0] for asked in run.extra["questions"]] if where == "asked" else run.extra[by]
+    named = [packages[asked].split(".")[0] for asked in run.extra["questions"]] if "asked" in where else run.extra[by]
     return np.unique(named, return_inverse=True)[1]
 
 

@@ -8,7 +8,7 @@ import csv
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -170,16 +170,17 @@ def ranks(
     passages: np.ndarray,
     dimensions: Sequence[int] = DIMENSIONS,
     answers: Sequence[int] | None = None,
+    combine: Callable[[np.ndarray], np.ndarray] = lambda scores: scores,
 ) -> np.ndarray:
     """The rank of each query's right passage, by cosine similarity of the first so many dimensions.
 
     queries, passages: (rows, width). answers: the row of each right passage; None where passage i answers query i.
-    Returns (queries, dimensions).
+    combine: makes of the similarities (queries, passages) the scores to rank by. Returns (queries, dimensions).
     """
     answers, found = range(len(queries)) if answers is None else answers, []
     for size in dimensions:
         q, p = (side[:, :size] / np.linalg.norm(side[:, :size], axis=1, keepdims=True) for side in (queries, passages))
-        found.append(places(q @ p.T, answers))
+        found.append(places(combine(q @ p.T), answers))
     return np.stack(found, axis=1)
 
 
