@@ -80,6 +80,13 @@ def setup_cells(notebook) -> list[int]:
     return [i for i, cell in enumerate(code) if "setup" in calls(cell)]
 
 
+def without_hints(notebook) -> list[str]:
+    """Cells with an exercise that lack two hints, each folded away."""
+    hints = [f"<details><summary>{which} hint</summary>\n\n" for which in ("First", "Second")]
+    exercises = [cell for cell in notebook.cells if re.search(r"^\*\*Exercise \d", cell.source, re.MULTILINE)]
+    return [cell.id for cell in exercises if [cell.source.count(hint) for hint in hints] != [1, 1]]
+
+
 def open_solutions(notebook) -> list[str]:
     """Solutions that a reader would see before trying."""
     solutions = [cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
@@ -147,6 +154,10 @@ def test_lesson_asserts_what_is_not_compared(lesson):
 
 def test_lesson_hides_its_solutions(lesson):
     assert not (found := open_solutions(lesson)), "\n".join(found)
+
+
+def test_lesson_has_hints_for_its_exercises(lesson):
+    assert not (found := without_hints(lesson)), "\n".join(found)
 
 
 def test_lesson_says_every_image_in_words(lesson):
@@ -220,6 +231,13 @@ def test_setup_is_found():
     assert setup_cells(book(text("# T"), code("import x\nsession = setup(seed=1)"), code("'setup()'"))) == [0]
     assert setup_cells(book(code("import x"), code("course_lib.setup()"), code("setup()"))) == [1, 2]
     assert setup_cells(book(code("from course_lib import setup"))) == []
+
+
+def test_exercises_without_hints_are_found():
+    hint = "<details><summary>{} hint</summary>\n\nThink.\n\n</details>"
+    one, both = hint.format("First"), hint.format("First") + hint.format("Second")
+    cells = [new_markdown_cell(f"**Exercise {i}** (easy). What?\n\n{hints}") for i, hints in enumerate(("", one, both))]
+    assert without_hints(book(*cells)) == [cell.id for cell in cells[:2]]
 
 
 def test_open_solutions_are_found():
