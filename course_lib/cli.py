@@ -199,6 +199,31 @@ def search(arguments) -> int:
     return 0
 
 
+def show_progress(arguments) -> int:
+    """Print which exercises are solved."""
+    import importlib
+    import pkgutil
+
+    from course_lib import check, progress
+
+    for module in pkgutil.iter_modules(check.__path__, "course_lib.check."):
+        importlib.import_module(module.name)
+    for file in sorted(NOTEBOOKS.glob("*.ipynb")):
+        lesson = file.name[:2]
+        done = [title for title in check.EXERCISES[lesson] if title in progress.solved(lesson)]
+        print(f"{file.stem:30}{check.so_far(lesson):18}{', '.join(done)}")
+    return 0
+
+
+def reset(arguments) -> int:
+    """Put a lesson back as it was published, and keep the reader's copy."""
+    from course_lib import progress
+
+    own = progress.reset(arguments.lesson)
+    print(f"Yours is now {own}; the lesson is as it was published." if own else "It is as it was published.")
+    return 0
+
+
 def _hparam(text: str) -> tuple[str, object]:
     """name=value of a command line: a number, true, false, None, a word, or words with commas between them."""
     name, equals, value = text.partition("=")
@@ -221,6 +246,13 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("doctor", help="look at this machine and say what is wrong and how to mend it")
     one.add_argument("--packages", action="store_true", help="check the installed packages only; print problems only")
     one.set_defaults(run=doctor)
+
+    one = commands.add_parser("progress", help="show which exercises are solved")
+    one.set_defaults(run=show_progress)
+
+    one = commands.add_parser("reset", help="put a lesson back as it was published; your copy is kept in mine/")
+    one.add_argument("lesson", help="its number, such as 05")
+    one.set_defaults(run=reset)
 
     one = commands.add_parser("count", help="count what a method trains on a published architecture")
     one.add_argument("model", help="an architecture, such as llama-3-8b")
