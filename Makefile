@@ -9,12 +9,13 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks lint environment clean
+.PHONY: help lab test notebooks slides lint environment clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make test       run everything that is checked"
 	@echo "make notebooks  run all lessons and store their outputs"
+	@echo "make slides     make lecture slides, in build/slides"
 	@echo "make lint       check the style of code and lessons"
 	@echo "make clean      remove the environment and all caches"
 
@@ -28,6 +29,9 @@ test: environment lint
 
 notebooks: environment
 	$(BIN)/course execute
+
+slides: environment
+	$(BIN)/course slides
 
 lint: environment
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from course_lib.errors import CourseError
-from course_lib.paths import CACHE, NOTEBOOKS, RUNS
+from course_lib.paths import CACHE, NOTEBOOKS, RUNS, lesson
 
 
 def record(arguments) -> int:
@@ -209,9 +209,18 @@ def show_progress(arguments) -> int:
     for module in pkgutil.iter_modules(check.__path__, "course_lib.check."):
         importlib.import_module(module.name)
     for file in sorted(NOTEBOOKS.glob("*.ipynb")):
-        lesson = file.name[:2]
-        done = [title for title in check.EXERCISES[lesson] if title in progress.solved(lesson)]
-        print(f"{file.stem:30}{check.so_far(lesson):18}{', '.join(done)}")
+        number = file.name[:2]
+        done = [title for title in check.EXERCISES[number] if title in progress.solved(number)]
+        print(f"{file.stem:30}{check.so_far(number):18}{', '.join(done)}")
+    return 0
+
+
+def make_slides(arguments) -> int:
+    """Make lecture slides of lessons, or of all."""
+    from course_lib import slides
+
+    for deck in slides.build([lesson(name) for name in arguments.lesson] or sorted(NOTEBOOKS.glob("*.ipynb"))):
+        print(deck)
     return 0
 
 
@@ -253,6 +262,10 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("reset", help="put a lesson back as it was published; your copy is kept in mine/")
     one.add_argument("lesson", help="its number, such as 05")
     one.set_defaults(run=reset)
+
+    one = commands.add_parser("slides", help="make lecture slides that open from disk, in build/slides")
+    one.add_argument("lesson", nargs="*", help="numbers of lessons, such as 05; all if none is named")
+    one.set_defaults(run=make_slides)
 
     one = commands.add_parser("count", help="count what a method trains on a published architecture")
     one.add_argument("model", help="an architecture, such as llama-3-8b")

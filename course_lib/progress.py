@@ -9,8 +9,9 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from course_lib.errors import CourseError, unknown
-from course_lib.paths import NOTEBOOKS, ROOT
+from course_lib.errors import CourseError
+from course_lib.paths import ROOT
+from course_lib.paths import lesson as file_of
 
 FOLDER, KEPT = ROOT / ".progress", ROOT / "mine"
 
@@ -29,16 +30,9 @@ def solved(lesson: str) -> set[str]:
 
 
 def reset(lesson: str) -> Path | None:
-    """Put a lesson back as it was published, and return where the reader's own copy is now; None if nothing differs.
-
-    lesson: its number, name or file. Raises ValueError for an unknown one, CourseError where git, which has the
-    published one, is not there.
-    """
-    files = {file.stem: file for file in NOTEBOOKS.glob("*.ipynb")}
-    found = [file for name, file in files.items() if Path(lesson).stem and name.startswith(Path(lesson).stem)]
-    if len(found) != 1:
-        raise unknown("lesson", lesson, files)
-    [file] = found
+    """Put a lesson (see `paths.lesson`) back as it was published, and return where the reader's own copy is now; None
+    if nothing differs. Raises CourseError where git, which has the published one, is not there."""
+    file = file_of(lesson)
     asked = ["git", "-C", str(file.parent), "show", f"HEAD:./{file.name}"]
     try:
         clean = subprocess.run(asked, capture_output=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""In a real browser: every slider of every lesson moves its figure in JupyterLab.
+"""In a real browser: every slider of every lesson moves its figure in JupyterLab, and every slide is whole.
 
 Of a lesson's code only what its Explorers need is run: nbval runs the whole.
 """
@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from course_lib import slides
 from course_lib.notebooks import WIDGET_VIEW
 from course_lib.paths import NOTEBOOKS
 
@@ -398,3 +399,38 @@ def test_sliders_of_the_lesson_move(page, server, file):
     moved = run_and_move(page, server.url, file.name)
     sources = [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
     assert len(moved) >= sum("Explorer(" in source for source in sources)
+
+
+# Of every slide: what stands beyond its edge, pictures that are not there, and formulas that were not set.
+WRONG_SLIDES = """() => {
+    const wrong = [];
+    for (let i = 0; i < Reveal.getTotalSlides(); i++, Reveal.next()) {
+        const slide = Reveal.getCurrentSlide();
+        if (slide.scrollHeight > 800 || slide.scrollWidth > 1280) wrong.push(`${i}: too large`);
+        for (const image of slide.querySelectorAll('img'))
+            if (!image.naturalWidth) wrong.push(`${i}: no picture`);
+        const prose = [...slide.querySelectorAll('.jp-RenderedMarkdown p')].map(p => p.innerText).join(' ');
+        if (/\\$[^$]+\\$/.test(prose)) wrong.push(`${i}: ${prose}`);
+    }
+    return wrong;
+}"""
+
+
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    return slides.build(LESSONS, tmp_path_factory.mktemp("slides"))
+
+
+def test_slides_are_whole_and_need_no_network(browser, decks):
+    complaints, asked = Complaints(), []
+    for deck in decks:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        complaints.listen(page)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(deck.as_uri())
+        page.wait_for_function("() => window.Reveal?.isReady()", timeout=START * 1000)
+        assert page.evaluate("() => Reveal.getTotalSlides()") > 25
+        assert page.evaluate(WRONG_SLIDES) == [], deck.name
+        page.close()
+    assert complaints.said == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}

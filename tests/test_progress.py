@@ -2,7 +2,7 @@
 
 import subprocess
 
-from course_lib import check, progress
+from course_lib import check, paths, progress
 from course_lib.check import lesson_00
 from course_lib.cli import main
 from course_lib.errors import CourseError
@@ -81,7 +81,7 @@ def course(monkeypatch, tmp_path):
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.example"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
         subprocess.run(git + command, check=True)
-    monkeypatch.setattr(progress, "NOTEBOOKS", folder)
+    monkeypatch.setattr(paths, "NOTEBOOKS", folder)
     monkeypatch.setattr(progress, "KEPT", tmp_path / "course" / "mine")
     return folder
 
