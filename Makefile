@@ -23,7 +23,7 @@ lab: environment
 	$(BIN)/jupyter lab $(ROOT_FLAG) notebooks/00_start_here.ipynb
 
 # Two workers with one thread each: threads of two processes on two cores spend their time waiting for one another.
-# Files in their order, the browser's first: else the one with the longest tests comes last, and one worker waits.
+# Files in their order, lessons and the browser's tests first: else a long one comes last, and one worker waits for it.
 test: environment lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env --nbval-cell-timeout 600
 

@@ -37,7 +37,7 @@ def short(monkeypatch):
     )
     named = study.questions()[1][:6]
     few = replace(few, test=few.test.rows([*named, *(i for i in range(20) if i not in named)][:12]))
-    reviews = tasks.load("reviews").smaller(train=30, test=15)
+    reviews = tasks.load("reviews").smaller(train=30, validation=15, test=15)
     monkeypatch.setattr(tasks, "load", lambda name: {"docs_search": few, "reviews": reviews}[name])
     monkeypatch.setattr(study, "ELSEWHERE", 5)
     monkeypatch.setattr(study, "BM25", ((1.2, 0.75), (0.8, 0.5)))
