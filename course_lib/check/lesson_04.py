@@ -98,4 +98,4 @@ def normal_levels(answer: Callable[[int], torch.Tensor]) -> None:
     expect(same, "For 4 bits this is not NF4.", "Quantiles from `last` to 0.5, both ends in, then drop 0.5.")
     got = torch.as_tensor(answer(3)).float()
     right = got.shape == (8,) and abs(got[5].item() - 0.3819940) < 1e-3 and abs(got[0].item() + 1) < 1e-6
-    expect(right, "Right for 4 bits, wrong for 3.", "n = 2 ** bits; n / 2 levels above zero; `last` depends on n.")
+    expect(right, "Right for 4 bits, wrong for 3.", "n = 2 ** bits; n // 2 levels above zero; `last` depends on n.")
