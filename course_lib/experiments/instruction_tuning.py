@@ -37,8 +37,6 @@ STEPS = {"batch_size": 8, "weight_decay": 0.0, "max_length": 384, "keep_last": T
 SIZES = (300, 1200, SEEN)
 # Enough to choose a rate by; answering takes as long as training.
 VALIDATION = 120
-# Examples of the longest run, which sees them twice.
-MANY = 9600
 # Sizes that are seen once as well.
 ONCE = SIZES[:2]
 KINDS = (2, 8, 24)
@@ -86,7 +84,7 @@ SETTINGS = {
     "full": Setting("Full fine-tuning", asked_otherwise=True),
     "lora": Setting("LoRA, r = 8", "lora", 3e-3, _LORA, asked_otherwise=True),
     "full, gentle": Setting("Full, lower rate", asked_otherwise=True, rate_of="full", gentle=True),
-    "full, longer": Setting(f"{MANY:,} examples, twice", size=MANY, epochs=2, rate_of="full"),
+    "full, longer": Setting(f"All {task_of.TRAIN:,} examples, twice", size=task_of.TRAIN, epochs=2, rate_of="full"),
     "full, all kinds": Setting("Full, all 29 kinds", new_kinds=True, rate_of="full"),
     "full, random weights": Setting("Full, random weights", start=1e-3, pretrained=False),
     "full, prompts too": Setting("Full, loss on prompts too", train_on_prompt=True),
