@@ -9,13 +9,14 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks slides lint environment clean
+.PHONY: help lab test notebooks slides site lint environment clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make test       run everything that is checked"
 	@echo "make notebooks  run all lessons and store their outputs"
 	@echo "make slides     make lecture slides, in build/slides"
+	@echo "make site       make a static site of the course, in build/site"
 	@echo "make lint       check the style of code and lessons"
 	@echo "make clean      remove the environment and all caches"
 
@@ -32,6 +33,9 @@ notebooks: environment
 
 slides: environment
 	$(BIN)/course slides
+
+site: environment
+	$(BIN)/course site
 
 lint: environment
 	$(BIN)/ruff check .
@@ -53,7 +57,7 @@ $(STAMP):
 	    echo "Install one and name it: make lab PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@rm -f $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[site,test]'
 	@$(BIN)/python -m course_lib.cli doctor --packages || { \
 	    echo "The environment is damaged. Make it anew: make clean, then the same command."; exit 1; }
 	@touch $(STAMP)

@@ -224,6 +224,14 @@ def make_slides(arguments) -> int:
     return 0
 
 
+def make_site(arguments) -> int:
+    """Make the course's site."""
+    from course_lib import book
+
+    print(book.build())
+    return 0
+
+
 def reset(arguments) -> int:
     """Put a lesson back as it was published, and keep the reader's copy."""
     from course_lib import progress
@@ -266,6 +274,9 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("slides", help="make lecture slides that open from disk, in build/slides")
     one.add_argument("lesson", nargs="*", help="numbers of lessons, such as 05; all if none is named")
     one.set_defaults(run=make_slides)
+
+    one = commands.add_parser("site", help="make a static site of all lessons that opens from disk, in build/site")
+    one.set_defaults(run=make_site)
 
     one = commands.add_parser("count", help="count what a method trains on a published architecture")
     one.add_argument("model", help="an architecture, such as llama-3-8b")

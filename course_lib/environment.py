@@ -1,6 +1,7 @@
 """environment.yml for conda users, generated from pyproject.toml and constraints.txt: `make environment.yml`."""
 
 import tomllib
+from itertools import chain
 
 from course_lib.diagnosis import locked
 from course_lib.paths import ROOT
@@ -12,7 +13,7 @@ def text() -> str:
     """The whole file. The course itself is installed in place, its dependencies at the locked versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     versions = locked()
-    named = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    named = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     packages = sorted(name.split("==")[0] for name in named)
     pins = "".join(f"      - {name}=={versions[name]}\n" for name in packages)
     return (

@@ -6,39 +6,19 @@ notes, key S), predictions in full, code, outputs, figures without the code that
 checks, and exercises. Where a cell's metadata has a slide_type of its own, that is taken instead.
 """
 
-import hashlib
 import re
-import shutil
-import subprocess
-import sys
 import uuid
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from course_lib.errors import CourseError
+from course_lib import javascript
 from course_lib.notebooks import WIDGET_VIEW
 from course_lib.paths import ROOT
 
 import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-FOLDER, WHEELS = ROOT / "build" / "slides", ROOT / "build" / "wheels"
-# Packages that carry JavaScript: version, SHA-256 of the wheel, what of it is needed, and where that goes.
-CARRIERS = {
-    "sphinx-revealjs": (
-        "3.2.1",
-        "805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
-        "sphinx_revealjs/_static/revealjs/",
-        "reveal",
-    ),
-    "sphinx-mathjax-offline": (
-        "0.0.2",
-        "206418155b2ff2f57496fb8501fdccae3da978e53031ff296c73729ba16062c4",
-        "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js",
-        "tex-svg-full.js",
-    ),
-}
+FOLDER = ROOT / "build" / "slides"
 # What fits on a slide of 1280 × 800: lines of code and of output, and words of prose that need no shortening; else so
 # many words of each paragraph, and the rest of the sentence; and words in all.
 LINES, WORDS, ENOUGH, ROOM = 22, 75, 14, 110
@@ -50,45 +30,12 @@ OUTPUT_ONLY = "output-only"
 TEMPLATE = Path(__file__).with_name("slides.html.j2")
 
 
-def fetch() -> None:
-    """Download the packages in CARRIERS, once; raises CourseError if that fails."""
-    WHEELS.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in CARRIERS if not _wheel(name)]
-    if not missing:
-        return
-    wanted = "\n".join(f"{name}=={CARRIERS[name][0]} --hash=sha256:{CARRIERS[name][1]}" for name in missing)
-    (WHEELS / "wanted.txt").write_text(wanted)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    done = subprocess.run([*command, "--dest", WHEELS, "-r", WHEELS / "wanted.txt"], check=False)
-    if done.returncode:
-        raise CourseError("The slides need a download once (see above why it failed); after that, no network.")
-
-
-def _wheel(name: str) -> Path | None:
-    """The downloaded wheel of a carrier, if it is whole."""
-    found = WHEELS.glob(f"{name.replace('-', '_')}-{CARRIERS[name][0]}-*.whl")
-    return next((file for file in found if hashlib.sha256(file.read_bytes()).hexdigest() == CARRIERS[name][1]), None)
-
-
-def unpack(folder: Path) -> None:
-    """Put the JavaScript of the carriers into a folder."""
-    for name, (_, _, part, place) in CARRIERS.items():
-        with zipfile.ZipFile(_wheel(name)) as wheel:
-            for inner in wheel.namelist():
-                if inner.startswith(part) and not inner.endswith("/"):
-                    target = folder / place / inner.removeprefix(part) if part.endswith("/") else folder / place
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with wheel.open(inner) as source, target.open("wb") as copy:
-                        shutil.copyfileobj(source, copy)
-
-
 def build(files: list[Path], folder: Path = FOLDER) -> list[Path]:
     """Make a deck of every notebook; returns the HTML files, which need the folder `assets` beside them."""
     from nbconvert import SlidesExporter
     from traitlets.config import Config
 
-    fetch()
-    unpack(folder / "assets")
+    javascript.unpack(folder / "assets", *javascript.CARRIERS)
     settings = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {OUTPUT_ONLY}}}
     exporter = SlidesExporter(raw_template=TEMPLATE.read_text(encoding="utf-8"), config=Config(settings))
     exporter.reveal_url_prefix, exporter.reveal_theme = "assets/reveal", "white"

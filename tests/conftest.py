@@ -57,3 +57,17 @@ def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(models.LM_FOLDER)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window; see `chromium.needs_chromium`."""
+    from chromium import CHROMIUM, FLAGS
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        try:
+            yield chromium
+        finally:
+            chromium.close()

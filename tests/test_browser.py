@@ -5,12 +5,10 @@ Of a lesson's code only what its Explorers need is run: nbval runs the whole.
 
 import ast
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import symtable
@@ -18,7 +16,7 @@ import sys
 import time
 import urllib.request
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from course_lib import slides
@@ -27,22 +25,12 @@ from course_lib.paths import NOTEBOOKS
 
 import nbformat
 import pytest
+from chromium import Complaints, needs_chromium
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed: `apt-get install chromium` installs it."),
-    pytest.mark.skipif(
-        not importlib.util.find_spec("playwright"), reason="playwright is not installed: `pip install playwright`."
-    ),
-]
-
+pytestmark = needs_chromium
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
 STAND_IN = "stand_in.ipynb"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 START, CELL, DRAW = 120, 300, 60  # seconds that the server, one cell and one figure may take on a busy machine
 
 
@@ -227,32 +215,6 @@ def server(tmp_path_factory):
     nbformat.write(stand_in(), folder / STAND_IN)
     with jupyterlab(folder, tmp_path_factory.mktemp("jupyter")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        try:
-            yield chromium
-        finally:
-            chromium.close()
-
-
-@dataclass
-class Complaints:
-    """Errors of the page's console, and exceptions that nothing in the page caught."""
-
-    said: list[str] = field(default_factory=list)
-
-    def listen(self, page) -> None:
-        page.on("console", lambda line: line.type == "error" and self.said.append(f"{line.text} {line.location}"))
-        page.on("pageerror", lambda error: self.said.append(f"{error.message}\n{error.stack}"))
-
-    def about_widgets(self) -> list[str]:
-        return [line for line in self.said if re.search(r"widget|jupyter-js|jupyter\.widget|\bcomm\b", line, re.I)]
 
 
 @pytest.fixture

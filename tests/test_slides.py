@@ -2,7 +2,7 @@
 
 import re
 
-from course_lib import slides
+from course_lib import javascript, slides
 from course_lib.cli import main
 from course_lib.errors import CourseError
 from course_lib.paths import NOTEBOOKS
@@ -134,8 +134,8 @@ def test_no_figure_and_no_text_of_a_lesson_is_lost(file):
 
 
 def test_without_a_network_it_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(slides, "WHEELS", tmp_path)
-    monkeypatch.setattr(slides, "CARRIERS", {"no-such-package-of-ours": ("1.0", "0" * 64, "", "")})
+    monkeypatch.setattr(javascript, "WHEELS", tmp_path)
+    monkeypatch.setattr(javascript, "CARRIERS", {"no-such-package-of-ours": ("1.0", "0" * 64, "", "")})
     with pytest.raises(CourseError, match="a download once"):
         slides.build([])
 
