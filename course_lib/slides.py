@@ -120,6 +120,9 @@ def _code(cell, section: str) -> Iterator[nbformat.NotebookNode]:
         return
     if "solution" in cell.metadata.get("tags", []):
         return
+    if cell.id.startswith("quiz"):
+        yield from _quiz(cell, section)
+        return
     pictures, texts = _outputs(cell)
     printed = [text for output in texts for text in _pieces(output.text)]
     where = new_markdown_cell(f"<p class='section'>{section}</p>")
@@ -135,6 +138,15 @@ def _code(cell, section: str) -> Iterator[nbformat.NotebookNode]:
     for output in [_stream(text) for text in printed] + pictures:
         yield _cell(where, "subslide")
         yield _cell(cell, "-", [OUTPUT_ONLY], outputs=[output])
+
+
+def _quiz(cell, section: str) -> Iterator[nbformat.NotebookNode]:
+    """A slide with the question and its options; the answer is in the notes."""
+    data = cell.outputs[0].data
+    question, *options = data["text/plain"].split("\n")
+    asked = "\n".join(f"- {option.strip(' ○')}" for option in options)
+    yield _cell(new_markdown_cell(f"<p class='section'>{section}</p>\n\n**{question}**\n\n{asked}"), "subslide")
+    yield _cell(new_markdown_cell(data["text/html"].split("</summary>")[1].removesuffix("</details>")), "notes")
 
 
 def _outputs(cell) -> tuple[list, list]:

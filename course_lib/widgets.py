@@ -75,3 +75,37 @@ class Dialog:
 
 def _plain(text: str) -> str:
     return f"<pre style='white-space: pre-wrap'>{html.escape(text)}</pre>"
+
+
+class Quiz:
+    """A question with options, of which one is right; which one is for the cell to compute.
+
+    options: text → whether it is right. why: what is said once the right one is found. Raises ValueError unless exactly
+    one is right, so that a quiz whose numbers have changed is an error of its cell. Without a kernel the output is the
+    question with the answer folded away.
+    """
+
+    def __init__(self, question: str, options: dict[str, bool], why: str):
+        right = [text for text, is_right in options.items() if is_right]
+        if len(right) != 1:
+            raise ValueError(f"Exactly one option must be right, here are {len(right)}: {right}")
+        self.question, self.options, self.right, self.why = question, list(options), right[0], why
+        self.choice = ipywidgets.RadioButtons(options=self.options, index=None, layout={"width": "max-content"})
+        self.said = ipywidgets.HTML()
+        self.choice.observe(self._answer, "index")
+        asked = ipywidgets.HTML(f"<b>{html.escape(question)}</b>")
+        self.box = ipywidgets.VBox([asked, self.choice, self.said])
+
+    def _answer(self, _change) -> None:
+        right = self.choice.value == self.right
+        self.said.value = f"Right. {html.escape(self.why)}" if right else "No. Try another one."
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        listed = "".join(f"<li>{html.escape(option)}</li>" for option in self.options)
+        answer = f"{html.escape(self.right)}. {html.escape(self.why)}"
+        static = (
+            f"<p><b>{html.escape(self.question)}</b></p>\n<ul>{listed}</ul>\n"
+            f"<details><summary>Answer</summary>{answer}</details>"
+        )
+        text = "\n".join([self.question, *(f"  ○ {option}" for option in self.options)])
+        return {**self.box._repr_mimebundle_(), "text/html": static, "text/plain": text}

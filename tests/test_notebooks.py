@@ -108,7 +108,7 @@ def wordless(notebook) -> list[str]:
 def missing_parts(notebook) -> list[str]:
     """Headings that every lesson has, and an arXiv id after the words "further reading"."""
     titles = [title for cell in notebook.cells for _, title in headings(cell)]
-    parts = ("Claims", "Exercises", "Takeaways")
+    parts = ("Claims", "Check yourself", "Exercises", "Takeaways")
     found = [part for part in parts if not any(re.search(rf"\b{part}\b", title, re.IGNORECASE) for title in titles)]
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     _, _, reading = prose.lower().rpartition("further reading")
@@ -162,6 +162,10 @@ def test_lesson_has_hints_for_its_exercises(lesson):
 
 def test_lesson_says_every_image_in_words(lesson):
     assert not (found := wordless(lesson)), "\n".join(found)
+
+
+def test_lesson_asks_three_questions(lesson):
+    assert sum("widgets.Quiz(" in cell.source for cell in lesson.cells) >= 3
 
 
 def test_lesson_has_its_parts(lesson):
@@ -261,10 +265,11 @@ def test_wordless_images_are_found(data, ok):
 
 
 def test_missing_parts_are_found():
-    parts = ["## Claims, tested", "## Exercises", "## Takeaways", "### Further reading\n- Hu, arXiv:2106.09685"]
+    parts = ["## Claims, tested", "## Check yourself", "## Exercises", "## Takeaways"]
+    parts.append("### Further reading\n- Hu, arXiv:2106.09685")
     assert missing_parts(book(*map(text, parts))) == []
     assert missing_parts(book(*map(text, parts[1:]))) == ["Claims"]
-    assert missing_parts(book(*map(text, [*parts[:3], "arXiv:2106.09685\n### Further reading\n- Hu (2021)"]))) == [
+    assert missing_parts(book(*map(text, [*parts[:4], "arXiv:2106.09685\n### Further reading\n- Hu (2021)"]))) == [
         "an arXiv id to read on"
     ]
 

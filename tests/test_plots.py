@@ -6,7 +6,7 @@ import struct
 from course_lib import plots
 from course_lib.methods import FAMILIES, METHODS, UNTRAINED
 from course_lib.plots import Picture, human, human_bytes
-from course_lib.widgets import Dialog, Explorer
+from course_lib.widgets import Dialog, Explorer, Quiz
 
 import ipywidgets
 import numpy as np
@@ -208,3 +208,25 @@ def test_a_dialog_shows_what_went_wrong():
     assert "IndexError" in dialog.said.value
     with pytest.raises(IndexError):
         Dialog(lambda text: text[0], "")
+
+
+def test_a_quiz_says_what_is_right_once_it_is_chosen():
+    quiz = Quiz("1 < 2?", {"yes": 1 < 2, "no": 1 >= 2}, "1 & 2 are ordered.")
+    assert quiz.choice.index is None and not quiz.said.value
+    quiz.choice.value = "no"
+    assert "No." in quiz.said.value and "ordered" not in quiz.said.value
+    quiz.choice.value = "yes"
+    assert quiz.said.value == "Right. 1 &amp; 2 are ordered."
+
+
+def test_a_quiz_without_a_kernel_folds_its_answer_away():
+    bundle = Quiz("1 < 2?", {"yes": True, "no": False}, "So it is.")._repr_mimebundle_()
+    assert bundle["text/plain"] == "1 < 2?\n  ○ yes\n  ○ no"
+    asked, answer = bundle["text/html"].split("<details>")
+    assert "<b>1 &lt; 2?</b>" in asked and "So it is." not in asked and "yes. So it is." in answer
+
+
+@pytest.mark.parametrize("options", [{"a": True, "b": True}, {"a": False, "b": False}, {}])
+def test_a_quiz_has_exactly_one_right_option(options):
+    with pytest.raises(ValueError, match="Exactly one option"):
+        Quiz("?", options, "!")

@@ -6,6 +6,7 @@ from course_lib import javascript, slides
 from course_lib.cli import main
 from course_lib.errors import CourseError
 from course_lib.paths import NOTEBOOKS
+from course_lib.widgets import Quiz
 
 import nbformat
 import pytest
@@ -101,6 +102,15 @@ def test_tables_are_shown_without_the_code_that_prints_them():
 )
 def test_what_is_for_readers_alone_is_left_out(cell):
     assert deck(cell) == []
+
+
+def test_a_quiz_is_a_question_with_its_answer_in_the_notes():
+    data = Quiz("What is 1 + 1?", {"1": False, "2": True}, "Count.")._repr_mimebundle_()
+    shown = {kind: data[kind] for kind in ("text/plain", "text/html")}
+    cell = code("widgets.Quiz(...)", new_output("execute_result", shown), name="quiz-sum")
+    (slide, question, _), (notes, answer, _) = deck(cell)
+    assert (slide, notes) == ("subslide", "notes") and question.endswith("**What is 1 + 1?**\n\n- 1\n- 2")
+    assert answer == "2. Count."
 
 
 def test_exercises_are_left_out_and_takeaways_are_not():
