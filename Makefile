@@ -9,7 +9,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks slides site lint environment clean
+.PHONY: help lab test notebooks slides site wheelhouse lint environment clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
@@ -17,6 +17,7 @@ help:
 	@echo "make notebooks  run all lessons and store their outputs"
 	@echo "make slides     make lecture slides, in build/slides"
 	@echo "make site       make a static site of the course, in build/site"
+	@echo "make wheelhouse download all packages for rooms without network, into build/wheelhouse"
 	@echo "make lint       check the style of code and lessons"
 	@echo "make clean      remove the environment and all caches"
 
@@ -36,6 +37,10 @@ slides: environment
 
 site: environment
 	$(BIN)/course site
+
+# setuptools: pip builds the course itself with it.
+wheelhouse: environment
+	$(BIN)/python -m pip download --quiet --dest build/wheelhouse --constraint constraints.txt setuptools pip '.[site,test]'
 
 lint: environment
 	$(BIN)/ruff check .
