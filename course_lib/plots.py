@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -62,6 +63,20 @@ def _picture(width: float, height: float, alt: str, data: dict, draw: Callable, 
         # No date and no version in the file: the same figure is the same bytes.
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return Picture(buffer.getvalue(), alt, data, round(width * DPI))
+
+
+def contrast(one, other) -> float:
+    """Of two colours, from 1 to 21 (WCAG 2.2, "contrast ratio"); text wants 4.5 at least."""
+    lights = []
+    for colour in (one, other):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def ink(background) -> str:
+    """Black or white, whichever can be read better on a colour."""
+    return max(("black", "white"), key=lambda colour: contrast(colour, background))
 
 
 def _look(i: int) -> dict:
@@ -336,10 +351,9 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], *, title: str, alt: str
     """A confusion matrix: rows are the truth, columns what was predicted, counts in the cells."""
 
     def draw(axes):
-        axes.imshow(matrix, cmap="Blues")
+        shade = axes.imshow(matrix, cmap="Blues", vmin=0).to_rgba
         for (row, column), count in np.ndenumerate(matrix):
-            dark = count > matrix.max() / 2
-            axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
+            axes.text(column, row, str(count), ha="center", va="center", color=ink(shade(count)))
         ticks = range(len(labels))
         axes.set_xticks(ticks, labels)
         axes.set_yticks(ticks, labels)
@@ -374,10 +388,9 @@ def heatmap(
     """Shares in 0..1, a cell each, with its per cent written in it."""
 
     def draw(axes):
-        axes.imshow(values, cmap="Blues", vmin=0, aspect="auto")
+        shade = axes.imshow(values, cmap="Blues", vmin=0, aspect="auto").to_rgba
         for (row, column), value in np.ndenumerate(values):
-            dark = value > values.max() / 2
-            axes.text(column, row, f"{100 * value:.0f}%", ha="center", va="center", color="white" if dark else "black")
+            axes.text(column, row, f"{100 * value:.0f}%", ha="center", va="center", color=ink(shade(value)))
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.grid(visible=False)
