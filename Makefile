@@ -17,7 +17,7 @@ help:
 	@echo "make notebooks  run all lessons and store their outputs"
 	@echo "make slides     make lecture slides, in build/slides"
 	@echo "make site       make a static site of the course, in build/site"
-	@echo "make wheelhouse download all packages for rooms without network, into build/wheelhouse"
+	@echo "make wheelhouse download all packages for rooms without network, into wheelhouse/"
 	@echo "make lint       check the style of code and lessons"
 	@echo "make clean      remove the environment and all caches"
 
@@ -40,7 +40,7 @@ site: environment
 
 # setuptools: pip builds the course itself with it.
 wheelhouse: environment
-	$(BIN)/python -m pip download --quiet --dest build/wheelhouse --constraint constraints.txt setuptools pip '.[site,test]'
+	$(BIN)/python -m pip download --quiet --dest wheelhouse --constraint constraints.txt setuptools pip '.[site,test]'
 
 lint: environment
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import nbformat
 
 FOLDER = ROOT / "build" / "site"
 # Texts beside the lessons; the first one is the front page.
-TEXTS = ("README.md", "SYLLABUS.md", "INSTRUCTOR.md", "data/README.md")
+TEXTS = ("README.md", "SYLLABUS.md", "INSTRUCTOR.md", "CLASSROOM.md", "data/README.md")
 LINKED = ("LICENSE", "CITATION.cff")
 SETTINGS = {
     "project": "Fine-Tuning, Measured",
@@ -38,8 +38,8 @@ SETTINGS = {
     "nb_execution_mode": "off",
     "nb_merge_streams": True,
     "nb_render_markdown_format": "myst",
-    "nb_code_prompt_show": "Show the solution",
-    "nb_code_prompt_hide": "Hide the solution",
+    "nb_code_prompt_show": "Show the code",
+    "nb_code_prompt_hide": "Hide the code",
 }
 # Lines of code have up to 120 letters: where the window has room for them, so has the page.
 STYLE = "body { --code-font-size: 75%; } @media (min-width: 100em) { .content { width: 60em; } }"
@@ -96,10 +96,10 @@ def gather(source: Path) -> None:
 
 
 def page(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with its solutions folded and a sentence of text for each picture."""
+    """The notebook with folded what is folded in Jupyter, and a sentence of text for each picture."""
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": ["hide-input"] if "solution" in tags else []})
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        cell.metadata = nbformat.from_dict({"tags": ["hide-input"] if folded else []})
         pictures = [one.data for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
         if pictures:
             # MyST-NB knows one text for all pictures of a cell.

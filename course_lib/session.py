@@ -38,11 +38,13 @@ def quiet() -> None:
 
 
 def limit_threads() -> None:
-    """Half as many threads as processors: for small operations, a second thread on a shared core costs more than it
-    brings."""
+    """Half as many threads as processors (on a hub, as it grants): for small operations, a second thread on a shared
+    core costs more than it brings."""
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    # JupyterHub says by CPU_LIMIT how many of the machine's processors are this reader's.
+    processors = int(float(os.environ.get("CPU_LIMIT") or os.cpu_count() or 2))
+    torch.set_num_threads(max(1, processors // 2))
 
 
 def best_device() -> str:

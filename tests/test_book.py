@@ -23,9 +23,12 @@ def site(tmp_path_factory):
     return book.build(tmp_path_factory.mktemp("site")).parent
 
 
-def test_solutions_are_folded_and_pictures_have_words():
+def test_what_is_folded_stays_folded_and_pictures_have_words():
     pictures = [new_output("display_data", {"image/png": PNG, "text/plain": text}) for text in ("A dot.", "Two.")]
-    cells = [new_code_cell("1", metadata={"tags": ["solution", "nbval-skip"]}), new_code_cell("2", outputs=pictures)]
+    cells = [
+        new_code_cell("1", metadata={"tags": ["solution"], "jupyter": {"source_hidden": True}}),
+        new_code_cell("2", outputs=pictures),
+    ]
     solution, shown = book.page(nbformat.from_dict(new_notebook(cells=cells))).cells
     assert solution.metadata == {"tags": ["hide-input"]}
     assert shown.metadata["mystnb"]["image"]["alt"] == "A dot. Two." and WIDGET_VIEW not in str(shown)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from course_lib import cli, diagnosis, runs
 from course_lib.cli import main
 from course_lib.experiments import EXPERIMENTS
 from course_lib.methods import METHODS
+from course_lib.session import limit_threads
 
 import pytest
 import torch
@@ -35,6 +37,16 @@ print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
     tries = [json.loads(fresh(code)) for _ in range(3)]
     assert min(seconds for seconds, _ in tries) < 0.3
     assert not {"torch", "transformers", "numpy", "matplotlib"} & set(tries[0][1])
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("4", 2), ("0.5", 1), ("2.0", 1), ("", max(1, os.cpu_count() // 2))])
+def test_threads_keep_to_what_a_hub_grants(monkeypatch, limit, threads):
+    monkeypatch.setenv("CPU_LIMIT", limit)
+    before = torch.get_num_threads()
+    limit_threads()
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == threads
 
 
 def test_recording_needs_no_notebook_packages(tmp_path):

@@ -38,16 +38,28 @@ def test_nothing_is_installed_where_all_is_there(installed, commands):
     assert hosted.install() == [] and commands == []
 
 
-def test_what_is_absent_or_of_another_major_version_is_installed(installed, commands):
+def test_what_is_absent_or_of_another_major_version_is_installed(installed, commands, capsys):
     del installed["peft"]
     installed["transformers"] = "4.57.1"
-    installed["numpy"] = locked()["numpy"].split(".")[0] + ".0.0"
+    installed["numpy"] = locked()["numpy"].split(".")[0] + ".99.0"
     assert hosted.install() == [f"peft=={locked()['peft']}", f"transformers=={locked()['transformers']}"]
-    assert commands[0][-2:] == hosted.missing()
+    assert commands[0][-2:] == hosted.missing() and f"torch=={locked()['torch']}" in commands[0]
+    assert "restart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("found", "locked_one", "fits"),
+    [("2.1.0", "2.4.6", False), ("2.4.0", "2.4.6", True), ("2.9", "2.4.6", True), ("3.0", "2.4.6", False),
+     ("0.15.2", "0.21.2", False), ("0.21.0", "0.21.2", True), ("0.22.0", "0.21.2", False), ("3.0rc1", "3.0", True)],
+)  # fmt: skip
+def test_what_is_near_enough(monkeypatch, found, locked_one, fits):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    assert hosted._fits("some", locked_one) == fits
 
 
 def test_torch_is_never_installed(installed, commands):
     installed["torch"] = "1.0"
+    del installed["jupyterlab"]
     assert hosted.install() == []
     del installed["torch"]
     assert not any("torch==" in one for one in hosted.missing())

@@ -88,9 +88,9 @@ def without_hints(notebook) -> list[str]:
 
 
 def open_solutions(notebook) -> list[str]:
-    """Solutions that a reader would see before trying."""
-    solutions = [cell for cell in notebook.cells if "solution" in cell.metadata.get("tags", [])]
-    return [cell.id for cell in solutions if cell.metadata.get("jupyter", {}).get("source_hidden") is not True]
+    """Solutions, and quizzes with their answers, that a reader would see before trying."""
+    telling = [c for c in notebook.cells if "solution" in c.metadata.get("tags", []) or "widgets.Quiz(" in c.source]
+    return [cell.id for cell in telling if cell.metadata.get("jupyter", {}).get("source_hidden") is not True]
 
 
 def wordless(notebook) -> list[str]:
@@ -247,7 +247,8 @@ def test_exercises_without_hints_are_found():
 def test_open_solutions_are_found():
     hidden = code("1", "closed", tags=["solution"], jupyter={"source_hidden": True})
     half = code("1", "half", tags=["solution"], jupyter={"source_hidden": False})
-    assert open_solutions(book(hidden, half, code("1", "open", tags=["solution"]))) == ["half", "open"]
+    quiz = code("widgets.Quiz()", "quiz")
+    assert open_solutions(book(hidden, half, code("1", "open", tags=["solution"]), quiz)) == ["half", "open", "quiz"]
 
 
 @pytest.mark.parametrize(
