@@ -14,6 +14,7 @@ from course_lib.tasks import Pairs, SearchTask, docs_search
 
 import numpy as np
 from peft import PeftModel
+from scipy.stats import rankdata
 
 SAVED, VECTORS = CACHE / "search", "vectors.npy"
 MAX_LENGTH = 128
@@ -42,7 +43,7 @@ def bm25(queries: Sequence[str], passages: Sequence[str], k1: float = 1.2, b: fl
     (2009), section 3.4.3, with Lucene's inverse document frequency."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    words = CountVectorizer(dtype=np.float32).fit(passages)
+    words = CountVectorizer(dtype=np.float32, token_pattern=r"[^\W_]+").fit(passages)
     counts, asked = words.transform(passages).toarray(), words.transform(queries)
     lengths = counts.sum(1, keepdims=True)
     holding = (counts > 0).sum(0)
@@ -56,10 +57,12 @@ def lexical_ranks(split: Pairs, **options) -> np.ndarray:
     return docs_search.places(bm25(split.texts, split.labels, **options), range(len(split)))
 
 
-def fused(*scores: np.ndarray, k: int = 60) -> np.ndarray:
-    """Scores of several searches, each (queries, passages), as one: the sum of 1 / (k + rank). Reciprocal rank fusion
-    (Cormack, Clarke and Büttcher, SIGIR 2009, section 2). Ranks, unlike scores, can be added up as they are."""
-    return sum(1 / (k + 1 + np.argsort(np.argsort(-one, axis=1, kind="stable"), axis=1)) for one in scores)
+def fused(one: np.ndarray, other: np.ndarray, weight: float = 0.5, k: int = 60) -> np.ndarray:
+    """Scores of two searches, each (queries, passages), as one: the sum of 1 / (k + rank), the second's share `weight`.
+    Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009, section 2; there both weigh the same). Ranks,
+    unlike scores, can be added up as they are; in a tie both have the worse one."""
+    parts = (1 / (k + rankdata(-scores, method="max", axis=1)) for scores in (one, other))
+    return sum(share * part for share, part in zip((1 - weight, weight), parts, strict=True))
 
 
 def whole_texts(split: Pairs) -> list[str]:

@@ -57,8 +57,9 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
     for one in (base, run):
         assert np.shape(one.extra["ranks"]) == (12, 5) and np.shape(one.extra["town"]) == (5, 5)
         assert np.shape(one.extra["asked"]) == (len(study.questions()[0]), 5) and len(study.questions()[0]) >= 6
-        assert np.shape(one.extra["hybrid"]) == (12, 5)
-        assert np.shape(one.extra["asked hybrid"]) == np.shape(one.extra["asked"])
+        assert np.shape(one.extra["hybrid"]) == (12, 5) and len(one.extra["weights"]) == 5
+        for more in ("hybrid", "turned", "bodies"):
+            assert np.shape(one.extra[f"asked {more}"]) == np.shape(one.extra["asked"])
         assert [row[0] for row in one.extra["turned"]] == [row[0] for row in one.extra["ranks"]], "all of it is there"
         assert np.max(one.extra["ranks"]) <= study.WORST and set(one.extra["reviews"]) <= {0, 1}
         assert not one.predictions and not one.labels
@@ -88,7 +89,7 @@ def test_all_pairs_take_the_rate_of_fewer():
     assert tuning.best_rate(Log(), "all pairs", study) == 3e-4 and set(asked) == {"matryoshka"}
 
 
-def test_settings_see_the_same_pairs(short):
+def test_settings_see_the_same_pairs_and_seeds_others(short):
     seen = []
 
     class Tell(Exception):
@@ -104,7 +105,7 @@ def test_settings_see_the_same_pairs(short):
             for seed in study.SEEDS[:2]:
                 with pytest.raises(Tell):
                     study.train(study.make_spec(setting, 1e-4, seed))
-    assert len(set(seen[:4])) == 1 and len(seen[0][0]) == 8
+    assert seen[0] == seen[2] != seen[1] == seen[3] and len(seen[0][0]) == 8
     assert len(seen[-1][0]) == 16 and all(tested == 1 for _, tested in seen)
 
 
@@ -140,19 +141,34 @@ def test_gains_are_relative_and_differences_in_points():
 
 def test_groups_are_drawn_whole(monkeypatch):
     monkeypatch.setattr(
-        docs_search, "questions", lambda: {"a?": "numpy.sort", "b?": "numpy.ma.sort", "c?": "json.load"}
+        docs_search,
+        "questions",
+        lambda: {"a?": "numpy.sort", "b?": "numpy.ma.sort", "c?": "json.load", "d?": "os.walk"},
     )
     run = run_of([1, 2, 3, 4])
-    run.extra |= {"package": ["x", "x", "y", "y"], "family": [3, 4, 5, 4], "questions": ["a?", "b?", "c?"]}
+    run.extra |= {"package": ["x", "x", "y", "y"], "family": [3, 4, 5, 4], "questions": ["a?", "b?", "c?", "d?"]}
     assert study._groups(run, "ranks", "package").tolist() == [0, 0, 1, 1]
     assert study._groups(run, "turned", "family").tolist() == [0, 1, 2, 1]
-    assert study._groups(run, "asked", "family").tolist() == [1, 1, 0]
+    assert study._groups(run, "asked", "family").tolist() == [0, 0, 1, 1], "packages, the standard library one of them"
     assert study._groups(run, "town", "family").tolist() == [0, 1, 2, 3]
     better, base = [run_of([1, 1, 4, 4])], [run_of([4, 4, 4, 4])]
     for one in (*better, *base):
         one.extra["package"] = ["x", "x", "y", "y"]
     by = {by: study.gain(better, base, 64, by=by) for by in ("family", "package")}
     assert by["family"].value == by["package"].value > 0
+
+
+def test_few_runs_are_spread_as_far_as_drawing_them_anew_loses():
+    values = np.array([[1.0, 5.0], [3.0, 5.0]])
+    found = study._spread(values)
+    assert found.mean(0) == pytest.approx([2, 5]) and found.var(0) == pytest.approx(values.var(0, ddof=1))
+    assert study._spread(values[:1]).tolist() == values[:1].tolist()
+
+
+def test_weights_are_chosen_for_each_size(monkeypatch):
+    sides = [np.eye(4, 384), np.eye(4, 384)]
+    ranks = study._hybrid(sides, np.zeros((4, 4)))
+    assert ranks.shape == (len(study.WEIGHTS), 4, study.SIZES) and (ranks[0] == 1).all()
 
 
 def test_runs_on_other_queries_are_not_compared():
@@ -182,7 +198,8 @@ def test_one_kind_of_ranks_is_compared_with_another():
 def test_search_by_common_words_is_recorded(short):
     log = RunLog()
     study.lexical(log)
-    [run] = log.runs.values()
+    run, usual = log.runs.values()
+    assert (usual.extra["k1"], usual.extra["b"]) == study.USUAL
     assert np.shape(run.extra["asked"]) == (len(study.questions()[0]), 5)
     assert np.shape(run.extra["ranks"]) == (12, 5) and study.scores([run], 32)[0] == study.scores([run], 384)[0] > 0
 

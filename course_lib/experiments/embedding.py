@@ -2,9 +2,9 @@
 small batches whose gradients are added up; beside search by common words, both searches together, and vectors that are
 turned before they are cut; on docstrings, and on questions in other words; and what is lost elsewhere.
 
-Settings are compared on the same PAIRS pairs, each seen once. Each tunes its learning rate on validation with seed 0 by
-climbing one grid from a declared start, then runs with every seed. The Matryoshka loss then sees all pairs, at the rate
-that it was given with fewer. Nothing is chosen on the test split.
+Settings are compared on the same PAIRS pairs, each seen once, other ones for each seed. Each tunes its learning rate on
+validation with seed 0 by climbing one grid from a declared start, then runs with every seed. The Matryoshka loss then
+sees all pairs, at the rate that it was given with fewer. Nothing is chosen on the test split.
 """
 
 import sys
@@ -22,6 +22,7 @@ from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
 from course_lib.tasks import Pairs, docs_search
+from course_lib.tasks.docstrings import STANDARD_LIBRARY
 
 import numpy as np
 
@@ -32,15 +33,18 @@ BATCH = 32
 # 60 steps of BATCH: a third of all.
 PAIRS = 1920
 # Ranks beyond count for no measure.
-WORST = 11
+WORST = 101
 RESAMPLED = 2000
 # Pairs of texts about one place, to search elsewhere.
 ELSEWHERE = 300
 # Inverse strengths of regularization that the head on frozen vectors may have.
-STRENGTHS = (1.0, 10.0, 100.0)
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 SIZES = len(docs_search.DIMENSIONS)
 # What BM25's two constants may be: how soon a word's repetitions stop to count, how much long texts are held back.
-BM25 = tuple(product((0.4, 0.8, 1.2, 2.0), (0.25, 0.5, 0.75, 1.0)))
+BM25 = tuple(product((0.4, 0.8, 1.2, 1.6, 2.0), (0.25, 0.5, 0.75, 1.0)))
+USUAL = 1.2, 0.75
+# What search by words may weigh beside search by meaning.
+WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 # Tokens of a text that the encoder could read; it was trained with search.MAX_LENGTH of them.
 LONGER = 256
 
@@ -90,7 +94,7 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     """
     model, tokenizer = models.embedder(spec["dimensions"])
     # `judged` looks at the whole test.
-    task = tasks.load(TASK).smaller(train=spec["pairs"] or len(tasks.load(TASK).train), test=1)
+    task = tasks.load(TASK).smaller(train=spec["pairs"] or len(tasks.load(TASK).train), test=1, seed=spec["seed"])
     run = training.fit(
         model.to(best_device()), tokenizer, task, spec["method"], folder=folder, hparams=spec["hparams"],
         batch_size=spec["batch_size"], gradient_accumulation=spec["gradient_accumulation"],
@@ -105,26 +109,43 @@ def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -
     """The Run without its texts, and with what the model is worth.
 
     Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`; hybrid: with
-    common words, see `search.fused`), of the answers to QUESTIONS (asked; asked hybrid) and elsewhere (town); reviews
-    (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells. options: of
+    common words, see `search.fused`), of the answers to QUESTIONS (asked; asked turned; asked hybrid; asked bodies:
+    where summaries are not searched) and elsewhere (town); weights (of common words, by size, best on validation);
+    reviews (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells. options: of
     `search.vectors`.
     """
-    test = tasks.load(TASK).test
-    sides = [search.vectors(model, tokenizer, texts, **options) for texts in (test.texts, test.labels)]
-    found = {"ranks": docs_search.ranks(*sides), "turned": docs_search.ranks(*search.turned(*sides))}
-    stored = search.vectors(model, tokenizer, search.whole_texts(test), **options)
+
+    def vectors(texts: Sequence[str]) -> np.ndarray:
+        return search.vectors(model, tokenizer, texts, **options)
+
+    test, validation = tasks.load(TASK).test, tasks.load(TASK).validation
+    sides, chosen_on = ([vectors(split.texts), vectors(split.labels)] for split in (test, validation))
     asked, answers = questions()
-    asked_sides = search.vectors(model, tokenizer, asked), stored
-    found["asked"] = docs_search.ranks(*asked_sides, answers=answers)
-    docstrings, in_other_words = (partial(search.fused, words) for words in by_words())
-    found["hybrid"] = docs_search.ranks(*sides, combine=docstrings)
-    found["asked hybrid"] = docs_search.ranks(*asked_sides, answers=answers, combine=in_other_words)
-    found["town"] = search.ranks(model, tokenizer, town_pairs(), **options)
+    asked_sides = vectors(asked), vectors(search.whole_texts(test))
+    of_test, of_questions, of_validation = by_words()
+    weights = docs_search.ndcg(_hybrid(chosen_on, of_validation)).mean(1).argmax(0)
+    found = {
+        "ranks": docs_search.ranks(*sides),
+        "turned": docs_search.ranks(*search.turned(*sides)),
+        "hybrid": _hybrid(sides, of_test)[weights, :, range(SIZES)].T,
+        "asked": docs_search.ranks(*asked_sides, answers=answers),
+        "asked turned": docs_search.ranks(*search.turned(*asked_sides), answers=answers),
+        "asked hybrid": _hybrid(asked_sides, of_questions, answers)[weights, :, range(SIZES)].T,
+        "asked bodies": docs_search.ranks(asked_sides[0], sides[1], answers=answers),
+        "town": search.ranks(model, tokenizer, town_pairs(), **options),
+    }
     run.extra |= {name: np.minimum(ranks, WORST).tolist() for name, ranks in found.items()}
-    run.extra |= {"reviews": probe(model, tokenizer), "questions": asked, **origin()}
+    run.extra |= {"weights": [WEIGHTS[i] for i in weights], "reviews": probe(model, tokenizer)}
+    run.extra |= {"questions": asked, **origin()}
     run.accuracy = float(docs_search.ndcg(found["ranks"][:, 0]).mean())
     run.spec, run.predictions, run.labels = spec, [], []
     return run
+
+
+def _hybrid(sides: Sequence[np.ndarray], words: np.ndarray, answers: Sequence[int] | None = None) -> np.ndarray:
+    """Ranks of search by meaning with search by words, for each of WEIGHTS: (weights, queries, sizes)."""
+    combined = (partial(search.fused, other=words, weight=weight) for weight in WEIGHTS)
+    return np.array([docs_search.ranks(*sides, answers=answers, combine=both) for both in combined])
 
 
 def questions() -> tuple[list[str], list[int]]:
@@ -196,20 +217,24 @@ def bm25_constants() -> tuple[float, float]:
 
 
 @cache
-def by_words() -> tuple[np.ndarray, np.ndarray]:
-    """BM25's scores of the test's queries and of the questions in other words, (queries, passages)."""
-    k1, b = bm25_constants()
-    test = tasks.load(TASK).test
-    sides = (test.texts, test.labels), (questions()[0], search.whole_texts(test))
+def by_words(k1: float | None = None, b: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """BM25's scores of the test's queries, of the questions in other words, and of validation, (queries, passages);
+    k1, b: its constants, None for the tuned ones."""
+    if k1 is None or b is None:
+        k1, b = bm25_constants()
+    test, validation = tasks.load(TASK).test, tasks.load(TASK).validation
+    sides = (
+        (test.texts, test.labels), (questions()[0], search.whole_texts(test)), (validation.texts, validation.labels)
+    )  # fmt: skip
     return tuple(search.bm25(*side, k1=k1, b=b) for side in sides)
 
 
 def lexical(log: RunLog) -> None:
-    """Search by words in common, its constants tuned on validation."""
+    """Search by words in common, with constants tuned on validation and with the usual ones."""
 
     def ask(spec: dict, folder: Path | None = None) -> Run:
-        docstrings, asked = by_words()
-        k1, b = bm25_constants()
+        k1, b = USUAL if spec["lexical"] == "usual" else bm25_constants()
+        docstrings, asked, _ = by_words(k1, b)
         found = {"ranks": docs_search.places(docstrings, range(len(docstrings)))}
         found["asked"] = docs_search.places(asked, questions()[1])
         found["town"] = search.lexical_ranks(town_pairs(), k1=k1, b=b)
@@ -220,7 +245,8 @@ def lexical(log: RunLog) -> None:
         extra |= {"questions": questions()[0], "k1": k1, "b": b}
         return Run(spec=spec, precision="fp32", extra=extra | origin())
 
-    log.run({"task": TASK, "lexical": "BM25", "seed": 0}, ask)
+    for constants in ("BM25", "usual"):
+        log.run({"task": TASK, "lexical": constants, "seed": 0}, ask)
 
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
@@ -247,9 +273,9 @@ def _ndcg(runs: Iterable[Run], size: int, where: str) -> np.ndarray:
 
 
 def scores(runs: Iterable[Run], size: int, where: str = "ranks", unseen: bool | None = None) -> np.ndarray:
-    """NDCG@10 of each run at one size of vectors; where: "ranks", "turned" or "hybrid" (the test), "asked" or "asked
-    hybrid" (questions in other words), or "town"; unseen: of the test, only queries about packages that training has
-    seen, or only about those that it has not."""
+    """NDCG@10 of each run at one size of vectors; where: "ranks", "turned" or "hybrid" (the test), "asked", "asked
+    turned", "asked hybrid" or "asked bodies" (questions in other words), or "town"; unseen: of the test, only queries
+    about packages that training has seen, or only about those that it has not."""
     runs = list(runs)
     found = _ndcg(runs, size, where)
     chosen = slice(None) if unseen is None else np.array(runs[0].extra["unseen"]) == unseen
@@ -261,9 +287,11 @@ def _groups(run: Run, where: str, by: str) -> np.ndarray:
     package, where it asks in other words; in the town each query is its own."""
     if where == "town":
         return np.arange(len(run.extra["town"]))
-    packages = docs_search.questions()
-    named = [packages[asked].split(".")[0] for asked in run.extra["questions"]] if "asked" in where else run.extra[by]
-    return np.unique(named, return_inverse=True)[1]
+    if "asked" not in where:
+        return np.unique(run.extra[by], return_inverse=True)[1]
+    heads = [docs_search.questions()[asked].split(".")[0] for asked in run.extra["questions"]]
+    packages = [STANDARD_LIBRARY if head in sys.stdlib_module_names else head for head in heads]
+    return np.unique(packages, return_inverse=True)[1]
 
 
 def _resampled(
@@ -275,7 +303,7 @@ def _resampled(
     tested on different queries."""
     if len({(*run.extra["family"], *run.extra["questions"]) for run in (*a, *b)}) > 1:
         raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
-    new, old = _ndcg(a, size, where), _ndcg(b, size, of_b or where)
+    new, old = (_spread(_ndcg(*side)) for side in ((a, size, where), (b, size, of_b or where)))
     groups = _groups(a[0], where, by)
     if unseen is not None:
         chosen = np.array(a[0].extra["unseen"]) == unseen
@@ -292,6 +320,13 @@ def _resampled(
         return (drawn @ sums.T * weights).sum(1) / weights.sum(1) / (drawn @ np.bincount(groups))
 
     return means(new, seeds), means(old, others)
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """The runs' values, (runs, queries), with as much more distance from their mean as drawing few runs anew loses: the
+    variance of n drawn from n is too small by (n − 1) / n."""
+    n, mean = len(values), values.mean(0)
+    return mean + (values - mean) * (n / (n - 1)) ** 0.5 if n > 1 else values
 
 
 def _interval(draws: np.ndarray, value: float) -> Interval:

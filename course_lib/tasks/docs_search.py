@@ -130,10 +130,14 @@ def _collect() -> dict[str, list[dict]]:
     dealt = families(_kept())
     total = sum(map(len, dealt))
     splits = {name: [] for name in SPLITS}
-    # After what belongs to the test, the largest families first, while every split has room for them.
-    for family in sorted(dealt, key=lambda rows: (not _for_test(rows), -len(rows))):
-        room = {name: share * total - len(splits[name]) for name, share in SPLITS.items()}
-        splits["test" if _for_test(family) else max(room, key=lambda name: room[name] / SPLITS[name])] += family
+    splits["test"] = [row for family in dealt if _for_test(family) for row in family]
+    room = {name: share * total - len(splits[name]) for name, share in SPLITS.items()}
+    filled = dict.fromkeys(SPLITS, 0)
+    # The largest families first, each to the split whose room is least filled: so all get families of all sizes.
+    for family in sorted((rows for rows in dealt if not _for_test(rows)), key=len, reverse=True):
+        name = min(room, key=lambda one: filled[one] / room[one])
+        splits[name] += family
+        filled[name] += len(family)
     for found in splits.values():
         random.Random("docs_search").shuffle(found)
     return splits
