@@ -35,13 +35,13 @@ PAIRS = 1920
 # Ranks beyond count for no measure.
 WORST = 101
 RESAMPLED = 2000
-# Pairs of texts about one place, to search elsewhere.
-ELSEWHERE = 300
+# Pairs of texts about one place, to search elsewhere; facts that each tells, and of these in both.
+ELSEWHERE, FACTS, SHARED = 300, 5, 2
 # Inverse strengths of regularization that the head on frozen vectors may have.
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 SIZES = len(docs_search.DIMENSIONS)
 # What BM25's two constants may be: how soon a word's repetitions stop to count, how much long texts are held back.
-BM25 = tuple(product((0.4, 0.8, 1.2, 1.6, 2.0), (0.25, 0.5, 0.75, 1.0)))
+BM25 = tuple(product((0.4, 0.8, 1.2, 2.0, 3.0), (0.25, 0.5, 0.75, 1.0)))
 USUAL = 1.2, 0.75
 # What search by words may weigh beside search by meaning.
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
@@ -156,15 +156,17 @@ def questions() -> tuple[list[str], list[int]]:
 
 
 def town_pairs() -> Pairs:
-    """Opinions as queries, and guidebook entries about the same made-up places: both tell the same five facts (owner,
-    street, …), in other sentences, and neither the place's name."""
+    """Opinions as queries, and guidebook entries about the same made-up places: each tells five facts (owner, street,
+    …), of which SHARED are in both, in other sentences; neither tells the place's name."""
     draw = Random("embedding elsewhere")
     queries, passages = [], []
     for _ in range(ELSEWHERE):
         one = town.place(draw)
-        topics = draw.sample(town.TOPICS, 5)
-        for style, texts in (("opinion", queries), ("guide", passages)):
-            texts.append(town.about(one, style, draw.sample(topics, len(topics)), draw).replace(one.name, "this place"))
+        topics = draw.sample(town.TOPICS, 2 * FACTS - SHARED)
+        shared, own = topics[:SHARED], (topics[SHARED:FACTS], topics[FACTS:])
+        for style, texts, more in zip(("opinion", "guide"), (queries, passages), own, strict=True):
+            told = draw.sample(shared + more, FACTS)
+            texts.append(town.about(one, style, told, draw).replace(one.name, "this place"))
     return Pairs(tuple(queries), tuple(passages))
 
 
