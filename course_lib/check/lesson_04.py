@@ -29,6 +29,7 @@ def step_peak(answer: Callable[..., int]) -> None:
     expect(got != 1200, "The gradients are missing, or the states are there once.", "Weights 4, states 8, gradients 4.")
     expect(got == 1600, f"Full fine-tuning of 100 numbers: not {got}.", "weights + states + the larger of two.")
     got = answer(100, 2, 10, 4, 90)
+    expect(got != 410, "You added the trained numbers' own bytes.", "They are in `parameters`, or in `extra_bytes`.")
     expect(got == 370, f"A tenth trained in fp32: not {got}.", "States and gradients are of the trained numbers' type.")
     got = answer(100, 2, 100, 2, 50)
     expect(got == 800, f"All trained in bf16: not {got}.", "States take trained_bytes a number, twice.")
