@@ -38,9 +38,9 @@ slides: environment
 site: environment
 	$(BIN)/course site
 
-# setuptools: pip builds the course itself with it.
+# Built, not only downloaded: packages that come as source need more to be built. setuptools is for the course itself.
 wheelhouse: environment
-	$(BIN)/python -m pip download --quiet --dest wheelhouse --constraint constraints.txt setuptools pip '.[site,test]'
+	$(BIN)/python -m pip wheel --quiet --wheel-dir wheelhouse --constraint constraints.txt setuptools pip '.[site,test]'
 
 lint: environment
 	$(BIN)/ruff check .
