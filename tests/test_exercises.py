@@ -335,7 +335,7 @@ WRONG = [
     (
         lesson_07.cut,
         lambda v, n: np.divide(v, np.linalg.norm(v[:, :n], axis=1, keepdims=True), out=v)[:, :n],
-        "changed the given array",
+        "changes what it is given",
     ),
     (lesson_07.cut, lambda v, n: shortened(v)[:, :n], "length of the whole vector"),
     (lesson_07.cut, lambda v, n: shortened(v[:, -n:]), "last numbers"),

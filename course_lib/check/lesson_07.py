@@ -58,10 +58,8 @@ def loss_of(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Non
 def cut(answer: Callable[[np.ndarray, int], np.ndarray]) -> None:
     """answer(vectors, size) → cut vectors of length 1."""
     vectors = np.random.default_rng(0).normal(size=(5, 8))
-    given = vectors.copy()
-    got = np.asarray(answer(given, 3))
+    got = np.asarray(answer(vectors, 3))
     hint = "First cut, then divide each row by its own length."
-    expect(np.array_equal(given, vectors), "You changed the given array.", "A division with / makes a new one.")
     expect(got.shape == (5, 3), f"The result has shape {got.shape}, not (5, 3).", "Columns, not rows.")
     short = vectors[:, :3]
     lengths = np.linalg.norm(short, axis=1, keepdims=True)
