@@ -90,7 +90,8 @@ class Quiz:
         if len(right) != 1:
             raise ValueError(f"Exactly one option must be right, here are {len(right)}: {right}")
         self.question, self.options, self.right, self.why = question, list(options), right[0], why
-        self.choice = ipywidgets.RadioButtons(options=self.options, index=None, layout={"width": "max-content"})
+        # Buttons, not radio buttons: those want arrow keys, which JupyterLab takes for itself.
+        self.choice = ipywidgets.ToggleButtons(options=self.options, index=None, style={"button_width": "auto"})
         self.said = ipywidgets.HTML()
         self.choice.observe(self._answer, "index")
         asked = ipywidgets.HTML(f"<b>{html.escape(question)}</b>")

@@ -35,7 +35,7 @@ START, CELL, DRAW = 120, 300, 60  # seconds that the server, one cell and one fi
 
 
 def stand_in() -> nbformat.NotebookNode:
-    """The smallest notebook that has what the lessons have: prose, two Explorers, and one of them far down."""
+    """The smallest notebook that has what the lessons have: prose, two Explorers, one of them far down, and a Quiz."""
     explorer = """\
 def draw(slope, kind):
     ys = [slope * x**2 if kind == "square" else slope * x for x in range(5)]
@@ -47,13 +47,14 @@ Explorer(
     slope=ipywidgets.IntSlider(%d, 1, 5, description="slope"),
     kind=ipywidgets.SelectionSlider(options=["line", "square"], description="kind"),
 )"""
-    imports = "import ipywidgets\n\nfrom course_lib.plots import curves\nfrom course_lib.widgets import Explorer"
+    imports = "import ipywidgets\n\nfrom course_lib.plots import curves\nfrom course_lib.widgets import Explorer, Quiz"
     cells = [
         new_markdown_cell("# A stand-in for a lesson"),
         new_code_cell(imports),
         new_code_cell(explorer % 2),
         new_markdown_cell("\n\n".join(f"Line {i} of a long text." for i in range(120))),
         new_code_cell(explorer % 5),
+        new_code_cell("Quiz('1 + 1?', {'1': False, '2': True}, 'Count.')"),
         new_code_cell("print('the end')"),
     ]
     return new_notebook(cells=cells, metadata={"kernelspec": {"display_name": "Python 3", "name": "python3"}})
@@ -354,6 +355,15 @@ def test_cells_that_explorers_need():
 
 def test_stand_in_runs_and_its_sliders_move(page, server):
     assert run_and_move(page, server.url, STAND_IN) == [2, 2]
+
+
+def test_a_quiz_is_answered_with_the_keyboard(page, server):
+    open_and_run(page, server.url, STAND_IN)
+    page.evaluate(SHOW, next(i for i, cell in enumerate(stand_in().cells) if cell.source.startswith("Quiz(")))
+    page.locator(".widget-toggle-button").first.focus()
+    for key in ("Tab", "Space"):
+        page.keyboard.press(key)
+    page.get_by_text("Right. Count.").wait_for()
 
 
 @pytest.mark.parametrize("file", LESSONS, ids=lambda file: file.stem)
