@@ -9,7 +9,7 @@ import sys
 from course_lib.diagnosis import locked, wanted
 from course_lib.errors import CourseError
 
-# What only JupyterLab itself and the building of lessons need: a hosted notebook has its own.
+# Left alone: a hosted notebook has its own torch and its own JupyterLab, and nothing is built there.
 OWN = ("torch", "jupyterlab", "nbclient", "nbformat")
 
 

@@ -122,7 +122,7 @@ def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -
     sides, chosen_on = ([vectors(split.texts), vectors(split.labels)] for split in (test, validation))
     asked, answers = questions()
     asked_sides = vectors(asked), vectors(search.whole_texts(test))
-    of_test, of_questions, of_validation = by_words()
+    of_test, of_questions, of_validation = by_words(*bm25_constants())
     weights = docs_search.ndcg(_hybrid(chosen_on, of_validation)).mean(1).argmax(0)
     found = {
         "ranks": docs_search.ranks(*sides),
@@ -156,7 +156,7 @@ def questions() -> tuple[list[str], list[int]]:
 
 
 def town_pairs() -> Pairs:
-    """Opinions as queries, and guidebook entries about the same made-up places: each tells five facts (owner, street,
+    """Opinions as queries, and guidebook entries about the same made-up places: each tells FACTS facts (owner, street,
     …), of which SHARED are in both, in other sentences; neither tells the place's name."""
     draw = Random("embedding elsewhere")
     queries, passages = [], []
@@ -219,11 +219,9 @@ def bm25_constants() -> tuple[float, float]:
 
 
 @cache
-def by_words(k1: float | None = None, b: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """BM25's scores of the test's queries, of the questions in other words, and of validation, (queries, passages);
-    k1, b: its constants, None for the tuned ones."""
-    if k1 is None or b is None:
-        k1, b = bm25_constants()
+def by_words(k1: float, b: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """BM25's scores, with these constants, of the test's queries, of the questions in other words, and of validation,
+    (queries, passages)."""
     test, validation = tasks.load(TASK).test, tasks.load(TASK).validation
     sides = (
         (test.texts, test.labels), (questions()[0], search.whole_texts(test)), (validation.texts, validation.labels)
