@@ -3,7 +3,7 @@
 Evidence is an interval and the side of a threshold on which the claim puts it. The whole interval there: yes.
 The whole interval on the other side: no. Otherwise the data leave it open. A claim holds where all its evidence
 says yes, fails where all says no, and depends where some says yes and some no. Otherwise it is undecided: what is
-open may be either.
+open may be either. A claim that says something of every case ("best", "as good as") fails where one says no.
 """
 
 from collections.abc import Sequence
@@ -115,23 +115,38 @@ class Claim:
 
     text: str
     evidence: tuple[Evidence, ...]
+    needs_all: bool = False
+
+    @property
+    def said(self) -> set[str]:
+        return {evidence.says for evidence in self.evidence}
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a "no" among other evidence is enough."""
+        return self.needs_all and "no" in self.said and len(self.said) > 1
 
     @property
     def verdict(self) -> str:
-        said = {evidence.says for evidence in self.evidence}
-        if {"yes", "no"} <= said:
+        if self.refuted or self.said == {"no"}:
+            return "fails"
+        if {"yes", "no"} <= self.said:
             return "depends"
-        return {"yes": "holds", "no": "fails"}[said.pop()] if "open" not in said else "undecided"
+        return "undecided" if "open" in self.said else "holds"
 
     def __str__(self) -> str:
-        lines = [f"“{self.text}”", *(f"   {evidence}" for evidence in self.evidence), f"   → {self.verdict}"]
+        why = " (it is said of all of these: one no is enough)" if self.refuted else ""
+        lines = [f"“{self.text}”", *(f"   {evidence}" for evidence in self.evidence), f"   → {self.verdict}{why}"]
         return "\n".join(lines)
 
 
-def judge(text: str, *evidence: Evidence) -> Claim:
-    """Print a claim with its evidence and verdict, and return it; raises ValueError without evidence."""
+def judge(text: str, *evidence: Evidence, needs_all: bool = False) -> Claim:
+    """Print a claim with its evidence and verdict, and return it; raises ValueError without evidence.
+
+    needs_all: the claim is about every case, as in "best" or "as good as", so that one "no" refutes it.
+    """
     if not evidence:
         raise ValueError("A claim needs at least one piece of evidence.")
-    claim = Claim(text, evidence)
+    claim = Claim(text, evidence, needs_all)
     print(claim)
     return claim

@@ -1,6 +1,6 @@
 """Every figure of the course, in one style: Okabe–Ito colours, markers and line styles that also tell series apart.
 
-Each function returns a Picture: the PNG, one sentence of text that says what it shows, and the numbers drawn.
+Each function returns a Picture: the PNG, text that says what it shows, and the numbers drawn.
 """
 
 import base64
@@ -42,18 +42,25 @@ DPI = 110
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as PNG bytes, `alt` in words, `data` as drawn; `width` in pixels."""
+    """A figure as PNG bytes, `alt` in a sentence, `data` as drawn; `width` in pixels.
+
+    more: the numbers in words, for those who do not see the figure.
+    """
 
     png: bytes
     alt: str
     data: dict
     width: int
+    more: str = ""
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.alt}
+        words = f"{self.alt} {self.more}".strip()
+        return {"image/png": base64.b64encode(self.png).decode(), "text/plain": words}
 
 
-def _picture(width: float, height: float, alt: str, data: dict, draw: Callable, columns: int = 1) -> Picture:
+def _picture(
+    width: float, height: float, alt: str, data: dict, draw: Callable, columns: int = 1, more: str = ""
+) -> Picture:
     """draw(axes, …) on a figure of that size in inches."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -62,7 +69,7 @@ def _picture(width: float, height: float, alt: str, data: dict, draw: Callable, 
         buffer = io.BytesIO()
         # No date and no version in the file: the same figure is the same bytes.
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    return Picture(buffer.getvalue(), alt, data, round(width * DPI))
+    return Picture(buffer.getvalue(), alt, data, round(width * DPI), more)
 
 
 def contrast(one, other) -> float:
@@ -196,7 +203,25 @@ def curves(
         if len(series) + bool(baseline) > 1:
             axes.figure.legend(loc="outside lower center", ncols=2 if len(series) > 3 else 3, fontsize=10)
 
-    return _picture(7.2, 4.3, alt, {name: list(map(list, xy)) for name, xy in series.items()}, draw)
+    data = {name: list(map(list, xy)) for name, xy in series.items()}
+    show = (lambda value: f"{value:.0%}") if percent else (lambda value: f"{value:,.3g}")
+    lines = [f"{name}: {_course(xs, ys, show)}" for name, (xs, ys) in series.items()]
+    if baseline:
+        lines.append(f"{baseline[0]}: {show(baseline[1])}")
+    return _picture(7.2, 4.3, alt, data, draw, more=f"By {x}: {'; '.join(lines)}.")
+
+
+def _course(xs: Sequence[float], ys: Sequence, show: Callable[[float], str]) -> str:
+    """A line in words: where it begins and ends, and its highest and lowest point if they lie between."""
+    points = sorted(zip(xs, (float(np.mean(value)) for value in ys), strict=True))
+    named = {
+        "from": points[0],
+        "highest": max(points, key=lambda xy: xy[1]),
+        "lowest": min(points, key=lambda xy: xy[1]),
+    }
+    ends = (points[0], points[-1])
+    told = [f"{what} {show(y)} at {x:,g}" for what, (x, y) in named.items() if what == "from" or (x, y) not in ends]
+    return ", ".join([*told, f"to {show(points[-1][1])} at {points[-1][0]:,g}"])
 
 
 def bars(values: Mapping[str, float], *, x: str, title: str, alt: str, log: bool = False, show=human) -> Picture:
@@ -510,4 +535,8 @@ def family_tree(
             axes.text(0, y + 0.75, families[family], va="center", fontsize=9, color="#444444")
 
     alt = f"{len(rows)} ways to fine-tune in {len(families)} families, and for each: {heading}."
-    return _picture(10, 0.8 + 0.3 * places[-1], alt, {"rows": rows}, draw)
+    told = [
+        f"{family}: " + ", ".join(f"{title} {text}".strip() for own, title, text in rows if own == family)
+        for family in families
+    ]
+    return _picture(10, 0.8 + 0.3 * places[-1], alt, {"rows": rows}, draw, more="; ".join(told) + ".")

@@ -1,6 +1,7 @@
 """Intervals are Student's, and a verdict follows from the intervals and nothing else."""
 
 import math
+from dataclasses import replace
 
 from course_lib.claims import VERDICTS, Claim, Evidence, Interval, judge
 from course_lib.runs import Run
@@ -98,6 +99,13 @@ def test_verdict_follows_from_what_is_said(said, data):
     assert wanted in VERDICTS
 
 
+@given(said=st.lists(st.sampled_from(sorted(SAID)), min_size=1, max_size=6))
+def test_a_claim_about_every_case_fails_with_one_no(said):
+    found = replace(claim(*said), needs_all=True)
+    assert found.verdict == ("fails" if "no" in said else claim(*said).verdict)
+    assert ("one no is enough" in str(found)) == ("no" in said and len(set(said)) > 1)
+
+
 @pytest.mark.parametrize("needs", ["≥", ">=", "", "above"])
 def test_unknown_comparison(needs):
     with pytest.raises(ValueError, match="Unknown comparison"):
@@ -121,6 +129,7 @@ def test_judge_prints_and_returns(capsys):
     found = judge("text", *claim("yes").evidence)
     assert found == claim("yes")
     assert capsys.readouterr().out == f"{found}\n"
+    assert judge("text", *claim("no", "open").evidence, needs_all=True).verdict == "fails"
 
 
 def test_judge_needs_evidence():

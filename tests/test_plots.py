@@ -99,6 +99,16 @@ def test_picture_has_image_words_and_numbers(name):
     assert draw() == picture
 
 
+def test_lines_are_told_in_words():
+    bundle = PICTURES["curves"][0]()._repr_mimebundle_()
+    assert bundle["text/plain"] == f"{ALT} By rate: one: from 0.5 at 1, to 0.9 at 100."
+    series = {"up and down": ([3, 1, 2, 4], [0.9, [0.1, 0.3], 0.0, 0.5])}
+    picture = plots.curves(series, x="n", y="a", percent=True, baseline=("dummy", 0.33), **TEXT)
+    assert (
+        picture.more == "By n: up and down: from 20% at 1, highest 90% at 3, lowest 0% at 2, to 50% at 4; dummy: 33%."
+    )
+
+
 @pytest.mark.filterwarnings("error")
 def test_family_tree_names_every_family_and_method():
     column = {"lora": "beside it"}
@@ -108,6 +118,7 @@ def test_family_tree_names_every_family_and_method():
     assert list(dict.fromkeys(families)) == list(FAMILIES)
     assert {*UNTRAINED, *(method.title for method in METHODS.values())} == set(titles)
     assert texts[titles.index("LoRA")] == "beside it" and "a heading" in picture.alt
+    assert "LoRA beside it" in picture.more and all(f"{family}: " in picture.more for family in FAMILIES)
     assert size(picture.png)[0] == picture.width
 
 
