@@ -149,9 +149,9 @@ class RunLog:
         self.runs: dict[str, Run] = {}
         self._read()
 
-    def order(self, settings: Sequence[str]) -> list[str]:
-        """The settings in the order in which this process should take them: from its own part on, then the others. Odd
-        shares go backwards: two that walked the same way would wait for each other at every run."""
+    def order(self, settings: Sequence) -> list:
+        """The settings (or other work) in the order in which this process should take them: from its own part on, then
+        the others. Odd shares go backwards: two that walked the same way would wait for each other at every run."""
         which, of = self.share
         start = len(settings) * (which + which % 2) // of
         turned = [*settings[start:], *settings[:start]]

@@ -21,9 +21,9 @@ MAX_LENGTH = 128
 
 
 def vectors(model: models.Embedder, tokenizer, texts, *, max_length: int = MAX_LENGTH) -> np.ndarray:
-    """Vectors of length 1, (texts, width)."""
+    """Vectors of length 1, (texts, width); zeros where the model gives no numbers (its training diverged)."""
     found = models.embed(model, tokenizer, texts, max_length=max_length).numpy()
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    return np.nan_to_num(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
 def ranks(model: models.Embedder, tokenizer, split: Pairs, **options) -> np.ndarray:
@@ -57,12 +57,11 @@ def lexical_ranks(split: Pairs, **options) -> np.ndarray:
     return docs_search.places(bm25(split.texts, split.labels, **options), range(len(split)))
 
 
-def fused(one: np.ndarray, other: np.ndarray, weight: float = 0.5, k: int = 60) -> np.ndarray:
-    """Scores of two searches, each (queries, passages), as one: the sum of 1 / (k + rank), the second's share `weight`.
-    Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009, section 2; there both weigh the same). Ranks,
-    unlike scores, can be added up as they are; in a tie both have the worse one."""
-    parts = (1 / (k + rankdata(-scores, method="max", axis=1)) for scores in (one, other))
-    return sum(share * part for share, part in zip((1 - weight, weight), parts, strict=True))
+def reciprocal(scores: np.ndarray, k: int = 60) -> np.ndarray:
+    """1 / (k + rank) of each passage for each query, (queries, passages): of two searches these can be added up, unlike
+    scores. Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009, section 2); in a tie both have the worse
+    rank."""
+    return 1 / (k + rankdata(-scores, method="max", axis=1))
 
 
 def whole_texts(split: Pairs) -> list[str]:

@@ -146,10 +146,9 @@ def test_turned_vectors_keep_their_angles_and_more_of_themselves():
 
 def test_two_searches_as_one():
     by_words, by_meaning = np.array([[3.0, 2.0, 1.0]]), np.array([[0.1, 0.9, 0.8]])
-    fused = search.fused(by_words, by_meaning, k=1)
-    assert fused == pytest.approx(np.array([[1 / 2 + 1 / 4, 1 / 3 + 1 / 2, 1 / 4 + 1 / 3]]) / 2)
-    assert search.fused(by_words, by_meaning, weight=0.0, k=1) == pytest.approx(np.array([[1 / 2, 1 / 3, 1 / 4]]))
-    tied = search.fused(np.array([[0.0, 0.0, 1.0]]), by_meaning, weight=0.0, k=1)
+    both = search.reciprocal(by_words, k=1) + search.reciprocal(by_meaning, k=1)
+    assert both == pytest.approx(np.array([[1 / 2 + 1 / 4, 1 / 3 + 1 / 2, 1 / 4 + 1 / 3]]))
+    tied = search.reciprocal(np.array([[0.0, 0.0, 1.0]]), k=1)
     assert tied == pytest.approx(np.array([[1 / 4, 1 / 4, 1 / 2]])), "in a tie both have the worse rank"
     ranks = docs_search.ranks(np.eye(2), np.eye(2), dimensions=(2,), combine=lambda scores: -scores)
     assert ranks[:, 0].tolist() == [2, 2], "the combined scores rank"

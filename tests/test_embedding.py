@@ -57,6 +57,7 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
     for one in (base, run):
         assert np.shape(one.extra["ranks"]) == (12, 5) and np.shape(one.extra["town"]) == (5, 5)
         assert np.shape(one.extra["asked"]) == (len(study.questions()[0]), 5) and len(study.questions()[0]) >= 6
+        assert len(one.extra["asked package"]) == len(study.questions()[0])
         assert np.shape(one.extra["hybrid"]) == (12, 5) and len(one.extra["weights"]) == 5
         for more in ("hybrid", "turned", "bodies"):
             assert np.shape(one.extra[f"asked {more}"]) == np.shape(one.extra["asked"])
@@ -64,6 +65,7 @@ def test_runs_say_what_is_found_and_what_is_lost(short):
         assert np.max(one.extra["ranks"]) <= study.WORST and set(one.extra["reviews"]) <= {0, 1}
         assert not one.predictions and not one.labels
         assert len(one.extra["family"]) == len(one.extra["unseen"]) == 12
+    assert run.extra["trained on"] == 8 and run.extra["queries"] == base.extra["queries"]
     assert run.spec["dimensions"] == [384] and study.tuned([base, run], "plain") == []
     assert study.scores([run], 384)[0] == pytest.approx(run.accuracy)
 
@@ -114,7 +116,7 @@ def run_of(ranks):
     extra = {
         "ranks": rows,
         "town": rows,
-        "questions": [],
+        "queries": "",
         "family": [i // 2 for i in range(len(rows))],
         "unseen": [0] * len(rows),
     }
@@ -139,21 +141,16 @@ def test_gains_are_relative_and_differences_in_points():
     assert closed.low == closed.value == closed.high == 0
 
 
-def test_groups_are_drawn_whole(monkeypatch):
-    monkeypatch.setattr(
-        docs_search,
-        "questions",
-        lambda: {"a?": "numpy.sort", "b?": "numpy.ma.sort", "c?": "json.load", "d?": "os.walk"},
-    )
+def test_groups_are_drawn_whole():
     run = run_of([1, 2, 3, 4])
-    run.extra |= {"package": ["x", "x", "y", "y"], "family": [3, 4, 5, 4], "questions": ["a?", "b?", "c?", "d?"]}
+    run.extra |= {"package": [7, 7, 9, 9], "family": [3, 4, 5, 4], "asked package": [9, 9, 7, 9]}
     assert study._groups(run, "ranks", "package").tolist() == [0, 0, 1, 1]
     assert study._groups(run, "turned", "family").tolist() == [0, 1, 2, 1]
-    assert study._groups(run, "asked", "family").tolist() == [0, 0, 1, 1], "packages, the standard library one of them"
+    assert study._groups(run, "asked turned", "family").tolist() == [1, 1, 0, 1]
     assert study._groups(run, "town", "family").tolist() == [0, 1, 2, 3]
     better, base = [run_of([1, 1, 4, 4])], [run_of([4, 4, 4, 4])]
     for one in (*better, *base):
-        one.extra["package"] = ["x", "x", "y", "y"]
+        one.extra["package"] = [0, 0, 1, 1]
     by = {by: study.gain(better, base, 64, by=by) for by in ("family", "package")}
     assert by["family"].value == by["package"].value > 0
 
@@ -165,15 +162,30 @@ def test_few_runs_are_spread_as_far_as_drawing_them_anew_loses():
     assert study._spread(values[:1]).tolist() == values[:1].tolist()
 
 
-def test_weights_are_chosen_for_each_size(monkeypatch):
-    sides = [np.eye(4, 384), np.eye(4, 384)]
-    ranks = study._hybrid(sides, np.zeros((4, 4)))
-    assert ranks.shape == (len(study.WEIGHTS), 4, study.SIZES) and (ranks[0] == 1).all()
+def test_each_size_has_its_own_weights_of_words():
+    # By meaning passage i is right, by words the next one; the answers are the former.
+    sides, words = [np.eye(4, 384), np.eye(4, 384)], np.roll(np.eye(4), 1, axis=1)
+    ranks = study._hybrid(sides, words, [(0.0, 1.0)] * study.SIZES)
+    assert ranks.shape == (2, 4, study.SIZES) and (ranks[0] == 1).all() and (ranks[1] > 1).all()
+    mixed = study._hybrid(sides, words, [[1.0], *[[0.0]] * (study.SIZES - 1)])
+    assert (mixed[0, :, 0] == ranks[1, :, 0]).all() and (mixed[0, :, 1:] == 1).all()
+    others = study._hybrid(sides, words, [(0.0, 1.0)] * study.SIZES, answers=[1, 2, 3, 0])
+    assert (others[1] == 1).all() and (others[0] > 1).all()
+
+
+def test_a_training_that_diverged_is_worth_nothing(short):
+    model, tokenizer = models.embedder()
+    for weight in model.parameters():
+        weight.data.fill_(float("nan"))
+    run = study.judged(Run(spec={}, precision="fp32"), {}, model, tokenizer)
+    for name in ("ranks", "turned", "asked"):
+        assert study.scores([run], 384, name)[0] == 0, "every passage is as near as any other: the worst rank"
+    assert run.accuracy == 0 and len(run.extra["reviews"]) == 15
 
 
 def test_runs_on_other_queries_are_not_compared():
     one, other = run_of([1, 2, 3, 4]), run_of([1, 2, 3, 4])
-    other.extra["family"] = [0, 1, 2, 3]
+    other.extra["queries"] = "others"
     with pytest.raises(ValueError, match="not tested on the same queries"):
         study.gain([one], [other], 384)
 

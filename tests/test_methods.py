@@ -380,7 +380,7 @@ def test_registry_names_near_methods():
 def test_every_method_is_documented():
     for method in METHODS.values():
         assert method.family in FAMILIES
-        assert method.paper.title and method.paper.id and method.formula and method.lesson
+        assert method.paper.title and method.paper.id and method.formula and method.words and method.lesson
         assert all(p.kind is p.KEYWORD_ONLY for p in list(inspect.signature(method.counter).parameters.values())[1:])
 
 

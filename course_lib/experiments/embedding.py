@@ -7,10 +7,11 @@ validation with seed 0 by climbing one grid from a declared start, then runs wit
 sees all pairs, at the rate that it was given with fewer. Nothing is chosen on the test split.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -22,7 +23,6 @@ from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
 from course_lib.tasks import Pairs, docs_search
-from course_lib.tasks.docstrings import STANDARD_LIBRARY
 
 import numpy as np
 
@@ -35,7 +35,8 @@ PAIRS = 1920
 # Ranks beyond count for no measure.
 WORST = 101
 RESAMPLED = 2000
-# Pairs of texts about one place, to search elsewhere; facts that each tells, and of these in both.
+# Pairs of texts about one place, to search elsewhere; facts that each tells beside its kind and district, and of
+# these in both.
 ELSEWHERE, FACTS, SHARED = 300, 5, 2
 # Inverse strengths of regularization that the head on frozen vectors may have.
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
@@ -102,6 +103,7 @@ def train(spec: dict, folder: Path | None = None) -> Run:
     )  # fmt: skip
     if spec["pairs"] is None and spec["seed"] == SEEDS[-1]:
         search.Index.build(model, tokenizer, tasks.load(TASK)).save()
+    run.extra["trained on"] = len(task.train)
     return judged(run, spec, model, tokenizer)
 
 
@@ -109,9 +111,9 @@ def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -
     """The Run without its texts, and with what the model is worth.
 
     Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`; hybrid: with
-    common words, see `search.fused`), of the answers to QUESTIONS (asked; asked turned; asked hybrid; asked bodies:
-    where summaries are not searched) and elsewhere (town); weights (of common words, by size, best on validation);
-    reviews (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells. options: of
+    common words, see `search.reciprocal`), of the answers to `questions` (asked; asked turned; asked hybrid; asked
+    bodies: where summaries are not searched) and elsewhere (town); weights (of common words, by size, best on
+    validation); reviews (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells. options: of
     `search.vectors`.
     """
 
@@ -123,29 +125,41 @@ def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -
     asked, answers = questions()
     asked_sides = vectors(asked), vectors(search.whole_texts(test))
     of_test, of_questions, of_validation = by_words(*bm25_constants())
-    weights = docs_search.ndcg(_hybrid(chosen_on, of_validation)).mean(1).argmax(0)
+    weights = docs_search.ndcg(_hybrid(chosen_on, of_validation, [WEIGHTS] * SIZES)).mean(1).argmax(0)
+    best = [[WEIGHTS[i]] for i in weights]
     found = {
         "ranks": docs_search.ranks(*sides),
         "turned": docs_search.ranks(*search.turned(*sides)),
-        "hybrid": _hybrid(sides, of_test)[weights, :, range(SIZES)].T,
+        "hybrid": _hybrid(sides, of_test, best)[0],
         "asked": docs_search.ranks(*asked_sides, answers=answers),
         "asked turned": docs_search.ranks(*search.turned(*asked_sides), answers=answers),
-        "asked hybrid": _hybrid(asked_sides, of_questions, answers)[weights, :, range(SIZES)].T,
+        "asked hybrid": _hybrid(asked_sides, of_questions, best, answers)[0],
         "asked bodies": docs_search.ranks(asked_sides[0], sides[1], answers=answers),
         "town": search.ranks(model, tokenizer, town_pairs(), **options),
     }
     run.extra |= {name: np.minimum(ranks, WORST).tolist() for name, ranks in found.items()}
-    run.extra |= {"weights": [WEIGHTS[i] for i in weights], "reviews": probe(model, tokenizer)}
-    run.extra |= {"questions": asked, **origin()}
+    run.extra |= {"weights": [WEIGHTS[i] for i in weights], "reviews": probe(model, tokenizer), **origin()}
     run.accuracy = float(docs_search.ndcg(found["ranks"][:, 0]).mean())
     run.spec, run.predictions, run.labels = spec, [], []
     return run
 
 
-def _hybrid(sides: Sequence[np.ndarray], words: np.ndarray, answers: Sequence[int] | None = None) -> np.ndarray:
-    """Ranks of search by meaning with search by words, for each of WEIGHTS: (weights, queries, sizes)."""
-    combined = (partial(search.fused, other=words, weight=weight) for weight in WEIGHTS)
-    return np.array([docs_search.ranks(*sides, answers=answers, combine=both) for both in combined])
+def _hybrid(
+    sides: Sequence[np.ndarray], words: np.ndarray, weights: Sequence[Sequence[float]],
+    answers: Sequence[int] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Ranks of search by meaning together with search by words, for the weights of words that each of the sizes is to
+    be tried with, equally many: (weights, queries, sizes)."""
+    by_words = search.reciprocal(words)
+
+    def fused(size: int, weight: float) -> np.ndarray:
+        def both(scores):
+            return (1 - weight) * search.reciprocal(scores) + weight * by_words
+
+        return docs_search.ranks(*sides, (size,), answers, both)[:, 0]
+
+    of_sizes = zip(docs_search.DIMENSIONS, weights, strict=True)
+    return np.array([[fused(size, weight) for weight in tried] for size, tried in of_sizes]).transpose(1, 2, 0)
 
 
 def questions() -> tuple[list[str], list[int]]:
@@ -156,8 +170,8 @@ def questions() -> tuple[list[str], list[int]]:
 
 
 def town_pairs() -> Pairs:
-    """Opinions as queries, and guidebook entries about the same made-up places: each tells FACTS facts (owner, street,
-    …), of which SHARED are in both, in other sentences; neither tells the place's name."""
+    """Opinions as queries, and guidebook entries about the same made-up places: each tells kind, district, and FACTS
+    more facts (owner, street, …), of which SHARED are in both, in other sentences; neither tells the place's name."""
     draw = Random("embedding elsewhere")
     queries, passages = [], []
     for _ in range(ELSEWHERE):
@@ -170,14 +184,21 @@ def town_pairs() -> Pairs:
     return Pairs(tuple(queries), tuple(passages))
 
 
-def origin() -> dict[str, list]:
-    """Of each query of the test its family of modules, as a number, its package, and whether that is in no training."""
-    info = tasks.load(TASK).test.info
-    numbers = {family: i for i, family in enumerate(dict.fromkeys(info["family"]))}
+def origin() -> dict:
+    """What the queries of the test and the questions in other words come from: of each the package, as a number; of the
+    former also the family of modules, and whether the package is in no training. queries: a digest of them all."""
+    info, (asked, answers) = tasks.load(TASK).test.info, questions()
+    package = _numbered(info["package"])
     return {
-        "family": [numbers[family] for family in info["family"]], "package": list(info["package"]),
+        "family": _numbered(info["family"]), "package": package, "asked package": [package[row] for row in answers],
         "unseen": [int(package in docs_search.UNSEEN) for package in info["package"]],
+        "queries": hashlib.sha256("\n".join([*info["name"], *asked]).encode()).hexdigest(),
     }  # fmt: skip
+
+
+def _numbered(names: Sequence[str]) -> list[int]:
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
 
 
 def probe(model: models.Embedder, tokenizer) -> list[int]:
@@ -242,22 +263,21 @@ def lexical(log: RunLog) -> None:
         extra = {
             name: np.repeat(np.minimum(ranks, WORST)[:, None], SIZES, axis=1).tolist() for name, ranks in found.items()
         }
-        extra |= {"questions": questions()[0], "k1": k1, "b": b}
-        return Run(spec=spec, precision="fp32", extra=extra | origin())
+        return Run(spec=spec, precision="fp32", extra=extra | {"k1": k1, "b": b, **origin()})
 
     for constants in ("BM25", "usual"):
         log.run({"task": TASK, "lexical": constants, "seed": 0}, ask)
 
 
 def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
-    """Every setting: its rate tuned, then every seed."""
+    """What settings are held against; then every setting: its rate tuned, then every seed."""
+    for baseline in log.order([untuned, lexical]):
+        baseline(log)
     every_seed(log, settings, sys.modules[__name__])
 
 
 def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
-    untuned(log)
-    lexical(log)
     compare(log)
 
 
@@ -287,11 +307,7 @@ def _groups(run: Run, where: str, by: str) -> np.ndarray:
     package, where it asks in other words; in the town each query is its own."""
     if where == "town":
         return np.arange(len(run.extra["town"]))
-    if "asked" not in where:
-        return np.unique(run.extra[by], return_inverse=True)[1]
-    heads = [docs_search.questions()[asked].split(".")[0] for asked in run.extra["questions"]]
-    packages = [STANDARD_LIBRARY if head in sys.stdlib_module_names else head for head in heads]
-    return np.unique(packages, return_inverse=True)[1]
+    return np.unique(run.extra["asked package" if "asked" in where else by], return_inverse=True)[1]
 
 
 def _resampled(
@@ -301,7 +317,7 @@ def _resampled(
     """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of groups of queries that are like each other, see
     `_groups`; by: "family" or "package"; of_b: where to look with `b`, if elsewhere. Raises ValueError if they were
     tested on different queries."""
-    if len({(*run.extra["family"], *run.extra["questions"]) for run in (*a, *b)}) > 1:
+    if len({run.extra["queries"] for run in (*a, *b)}) > 1:
         raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
     new, old = (_spread(_ndcg(*side)) for side in ((a, size, where), (b, size, of_b or where)))
     groups = _groups(a[0], where, by)

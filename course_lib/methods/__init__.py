@@ -35,8 +35,9 @@ class Paper:
 class Method:
     """One way to fine-tune.
 
-    family: one of FAMILIES; lesson: the notebook that teaches it; mergeable: whether the result can be written into
-    the model's own weights exactly, so that it costs nothing at inference.
+    family: one of FAMILIES; formula: what it does, in LaTeX; words: the same in words; lesson: the notebook that
+    teaches it; mergeable: whether the result can be written into the model's own weights exactly, so that it costs
+    nothing at inference.
     counter(config, *, name=default, …) → number of trainable parameters. Its keywords are the method's
     hyper-parameters, and it raises ValueError for every bad value: what it accepts, `build` can do.
     build(model, **all hyper-parameters) → the model with `requires_grad` set as the method asks.
@@ -52,6 +53,7 @@ class Method:
     family: str
     paper: Paper
     formula: str
+    words: str
     mergeable: bool
     lesson: str
     build: Callable[..., Any]

@@ -379,7 +379,9 @@ def _build_dylora(model, *, r, lora_alpha, target_modules):
     return model
 
 
-def _add(name: str, title: str, paper: Paper, formula: str, counter, build, mergeable: bool = True, **more) -> None:
+def _add(
+    name: str, title: str, paper: Paper, formula: str, words: str, counter, build, mergeable: bool = True, **more
+) -> None:
     lesson = {"lora": "03_lora", "qlora": "04_qlora"}.get(name, "03_lora")
     METHODS.add(
         Method(
@@ -388,6 +390,7 @@ def _add(name: str, title: str, paper: Paper, formula: str, counter, build, merg
             family="reparameterized",
             paper=paper,
             formula=formula,
+            words=words,
             mergeable=mergeable,
             lesson=lesson,
             build=build,
@@ -403,17 +406,23 @@ def _peft(config_name: str, **fixed):
 
 _add(
     "lora", "LoRA", Paper("LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685"),
-    r"W = W_0 + \tfrac{\alpha}{r} B A", _count_lora, _peft("LoraConfig"),
+    r"W = W_0 + \tfrac{\alpha}{r} B A",
+    "a change of low rank, the product of two thin matrices",
+    _count_lora, _peft("LoraConfig"),
 )  # fmt: skip
 _add(
     "qlora", "QLoRA", Paper("QLoRA: Efficient Finetuning of Quantized LLMs", "2305.14314"),
-    r"W = \mathrm{dequantize}(W_0^{\mathrm{NF4}}) + \tfrac{\alpha}{r} B A", _count_qlora, _build_qlora,
+    r"W = \mathrm{dequantize}(W_0^{\mathrm{NF4}}) + \tfrac{\alpha}{r} B A",
+    "LoRA on weights that are kept in 4 bits",
+    _count_qlora, _build_qlora,
     # Into 4-bit weights it merges with a rounding error only.
     mergeable=False,
 )  # fmt: skip
 _add(
     "krona", "KronA", Paper("KronA: Parameter Efficient Tuning with Kronecker Adapter", "2212.10650"),
-    r"W = W_0 + s\,(A \otimes B)", _count_krona, _build_krona,
+    r"W = W_0 + s\,(A \otimes B)",
+    "a change that is the Kronecker product of two smaller matrices",
+    _count_krona, _build_krona,
 )  # fmt: skip
 _add(
     "dylora", "DyLoRA",
@@ -421,36 +430,49 @@ _add(
         "DyLoRA: Parameter Efficient Tuning of Pre-trained Models using Dynamic Search-Free Low-Rank Adaptation",
         "2210.07558",
     ),
-    r"W = W_0 + \tfrac{\alpha}{b} B_{:,:b} A_{:b},\quad b \sim \{1..r\}", _count_dylora, _build_dylora,
+    r"W = W_0 + \tfrac{\alpha}{b} B_{:,:b} A_{:b},\quad b \sim \{1..r\}",
+    "LoRA with a rank drawn anew at each step, so that it can be cut to any later",
+    _count_dylora, _build_dylora,
 )  # fmt: skip
 _add(
     "adalora", "AdaLoRA",
     Paper("AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512"),
-    r"W = W_0 + P \Lambda Q,\quad \Lambda\ \text{pruned}", _count_adalora, _build_adalora,
+    r"W = W_0 + P \Lambda Q,\quad \Lambda\ \text{pruned}",
+    "a change in the form of an SVD, whose least important values are pruned while it trains",
+    _count_adalora, _build_adalora,
     stored=_adalora_bytes, penalty=_adalora_penalty, after_step=_adalora_step,
 )  # fmt: skip
 _add(
     "dora", "DoRA",
     Paper("DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353"),
     r"W = m\,\frac{V}{\lVert V \rVert_c},\quad V = W_0 + \tfrac{\alpha}{r} B A",
+    "length and direction of each column apart; LoRA changes the direction",
     _count_dora, _peft("LoraConfig", use_dora=True),
 )  # fmt: skip
 _add(
     "lokr", "LoKr",
     Paper("Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859"),
-    r"W = W_0 + \tfrac{\alpha}{r}\, C \otimes (B A)", _count_lokr, _peft("LoKrConfig"),
+    r"W = W_0 + \tfrac{\alpha}{r}\, C \otimes (B A)",
+    "a Kronecker product, one factor of which has low rank",
+    _count_lokr, _peft("LoKrConfig"),
 )  # fmt: skip
 _add(
     "loha", "LoHa",
     Paper("FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098"),
-    r"W = W_0 + \tfrac{\alpha}{r}\, (B_1 A_1) \odot (B_2 A_2)", _count_loha, _peft("LoHaConfig"),
+    r"W = W_0 + \tfrac{\alpha}{r}\, (B_1 A_1) \odot (B_2 A_2)",
+    "two changes of low rank, multiplied entry by entry: rank up to r²",
+    _count_loha, _peft("LoHaConfig"),
 )  # fmt: skip
 _add(
     "vera", "VeRA", Paper("VeRA: Vector-based Random Matrix Adaptation", "2310.11454"),
-    r"W = W_0 + \Lambda_b B \Lambda_d A,\quad A, B\ \text{random and shared}", _count_vera, _peft("VeraConfig"),
+    r"W = W_0 + \Lambda_b B \Lambda_d A,\quad A, B\ \text{random and shared}",
+    "random matrices that layers share; of each layer only two vectors of scales move",
+    _count_vera, _peft("VeraConfig"),
     stored=_vera_bytes,
 )  # fmt: skip
 _add(
     "oft", "OFT", Paper("Controlling Text-to-Image Diffusion by Orthogonal Finetuning", "2306.07280"),
-    r"W = W_0 R,\quad R^\top R = I,\ R\ \text{block-diagonal}", _count_oft, _peft("OFTConfig"),
+    r"W = W_0 R,\quad R^\top R = I,\ R\ \text{block-diagonal}",
+    "the weights rotated, block by block: their lengths and angles to each other stay",
+    _count_oft, _peft("OFTConfig"),
 )  # fmt: skip

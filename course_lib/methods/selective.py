@@ -50,6 +50,7 @@ METHODS.add(
         family="selective",
         paper=Paper("What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", "1911.03090"),
         formula=r"\theta_{>L-k} = \theta_{0,>L-k} + \Delta\theta,\quad \theta_{\le L-k} = \theta_{0,\le L-k}",
+        words="the top layers move, those below stay frozen",
         mergeable=True,
         lesson="01_full_vs_feature_based",
         build=lambda model, num_layers: train_only(model, _in_last(num_layers, blocks(model.config))),
@@ -65,6 +66,7 @@ METHODS.add(
             "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models", "2106.10199"
         ),
         formula=r"h = W_0 x + b_0 + \Delta b",
+        words="bias vectors move, no matrix does",
         mergeable=True,
         lesson="02_peft_taxonomy",
         build=lambda model: train_only(model, _is_bias),
