@@ -113,8 +113,8 @@ def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -
     Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`; hybrid: with
     common words, see `search.reciprocal`), of the answers to `questions` (asked; asked turned; asked hybrid; asked
     bodies: where summaries are not searched) and elsewhere (town); weights (of common words, by size, best on
-    validation); reviews (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells. options: of
-    `search.vectors`.
+    validation); reviews (hits of a linear head on frozen vectors, of the usual length); and what `origin` tells.
+    options: of `search.vectors`.
     """
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
