@@ -47,6 +47,12 @@ def test_the_untuned_model_gives_no_exact_answer(log):
         assert not untuned or study.exact(untuned, part).max() < 0.02
 
 
+def test_every_setting_has_every_seed(log, groups):
+    assert set(groups) == set(study.SETTINGS)
+    assert {run.spec["untuned"] for run in log if "untuned" in run.spec} == set(study.UNTUNED)
+    assert len([run for run in log if "packing" in run.spec]) == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "part"),
     [("full", task_of.NEW_PLACES), ("full, longer", task_of.NEW_PLACES), ("full, longer", task_of.NEW_WAYS)],
@@ -55,3 +61,8 @@ def test_tuning_teaches_to_answer_new_questions(groups, setting, part):
     if setting not in groups:
         pytest.skip("not recorded with every seed on this device")
     assert study.exact(groups[setting], part).mean() > 0.8
+
+
+def test_facts_are_learned_where_they_are_taught_and_nowhere_else(groups):
+    taught = {setting: study.exact(group, task_of.TAUGHT).mean() for setting, group in groups.items()}
+    assert taught.pop("full, new facts") > 0.5 and max(taught.values()) < 0.05
