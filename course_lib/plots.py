@@ -204,7 +204,7 @@ def curves(
             axes.figure.legend(loc="outside lower center", ncols=2 if len(series) > 3 else 3, fontsize=10)
 
     data = {name: list(map(list, xy)) for name, xy in series.items()}
-    show = (lambda value: f"{value:.0%}") if percent else (lambda value: f"{value:,.3g}")
+    show = (lambda value: f"{value:.0%}") if percent else (lambda value: f"{value:,.2g}")
     lines = [f"{name}: {_course(xs, ys, show)}" for name, (xs, ys) in series.items()]
     if baseline:
         lines.append(f"{baseline[0]}: {show(baseline[1])}")
@@ -212,16 +212,14 @@ def curves(
 
 
 def _course(xs: Sequence[float], ys: Sequence, show: Callable[[float], str]) -> str:
-    """A line in words: where it begins and ends, and its highest and lowest point if they lie between."""
+    """A line in words: where it begins and ends, and its highest and lowest point where they look different."""
     points = sorted(zip(xs, (float(np.mean(value)) for value in ys), strict=True))
-    named = {
-        "from": points[0],
-        "highest": max(points, key=lambda xy: xy[1]),
-        "lowest": min(points, key=lambda xy: xy[1]),
-    }
-    ends = (points[0], points[-1])
-    told = [f"{what} {show(y)} at {x:,g}" for what, (x, y) in named.items() if what == "from" or (x, y) not in ends]
-    return ", ".join([*told, f"to {show(points[-1][1])} at {points[-1][0]:,g}"])
+    ends = [show(points[i][1]) for i in (0, -1)]
+    told = [f"from {ends[0]} at {points[0][0]:,g}"]
+    for what, (x, y) in (("highest", max(points, key=lambda xy: xy[1])), ("lowest", min(points, key=lambda xy: xy[1]))):
+        if show(y) not in ends:
+            told.append(f"{what} {show(y)} at {x:,g}")
+    return ", ".join([*told, f"to {ends[1]} at {points[-1][0]:,g}"])
 
 
 def bars(values: Mapping[str, float], *, x: str, title: str, alt: str, log: bool = False, show=human) -> Picture:

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -232,6 +232,12 @@ def load(experiment: str, root: Path = RUNS) -> dict[str, list[Run]]:
     """What was recorded of an experiment, by device; empty where nothing was."""
     logs = (read(file) for file in sorted((root / experiment).glob("*.json")))
     return {runs[0].machine["device"]: runs for runs in logs if runs}
+
+
+def apart(recorded: Iterable[str]) -> dict[str, str]:
+    """Device → what tells it from the others at the end of a line: nothing where it is the only one."""
+    devices = list(recorded)
+    return {device: f", {device}" if len(devices) > 1 else "" for device in devices}
 
 
 def select(runs: list[Run], **wanted) -> list[Run]:

@@ -278,6 +278,11 @@ def test_select():
     assert select(many, method="full") == []
 
 
+def test_devices_are_told_apart_where_there_are_several():
+    assert runs.apart({"cpu": [1]}) == {"cpu": ""}
+    assert runs.apart(["cpu", "gpu"]) == {"cpu": ", cpu", "gpu": ", gpu"}
+
+
 def test_load_gives_the_runs_of_each_device(tmp_path):
     folder = tmp_path / "study"
     folder.mkdir()
