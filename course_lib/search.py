@@ -22,7 +22,7 @@ MAX_LENGTH = 128
 
 def vectors(model: models.Embedder, tokenizer, texts, *, max_length: int = MAX_LENGTH) -> np.ndarray:
     """Vectors of length 1, (texts, width); zeros where the model gives no numbers (its training diverged)."""
-    found = models.embed(model, tokenizer, texts, max_length=max_length).numpy()
+    found = models.embed(model, tokenizer, texts, max_length=max_length).float().numpy()
     return np.nan_to_num(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
