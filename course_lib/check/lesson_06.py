@@ -87,6 +87,7 @@ def rouge_l(answer: Callable[[str, str], float]) -> None:
     expect(math.isclose(got, 1 / 2), f"a, b, c are common to 'a b c x y' and 'x y a q b r c': not {got:.3f}.", longest)
     expect(math.isclose(answer("OPEN", "open"), 1), "OPEN and open are one word here.", "Lower case first.")
     expect(answer("yes", "no") == 0, "Nothing in common is 0.", "Mind the division by zero.")
+    expect(answer("", "") == 0, "Call two empty texts 0, too.", "Mind the division by zero.")
     expect(answer("", "no") == 0, "A model may say nothing at all: that is 0.", "Mind the division by zero.")
 
 
