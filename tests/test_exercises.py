@@ -174,7 +174,7 @@ def matching_blocks(a, b):
 def rouge(said, wanted, share="f1", lower=True, length=common):
     a, b = (text.lower().split() if lower else text.split() for text in (said, wanted))
     found = length(a, b)
-    return found / {"p": len(a) or 1, "r": len(b), "f1": (len(a) + len(b)) / 2}[share]
+    return found / {"p": len(a) or 1, "r": len(b), "f1": (len(a) + len(b)) / 2 or 1}[share]
 
 
 def run_of(a, b):
@@ -374,6 +374,7 @@ WRONG = [
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, lower=False), "one word here"),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=first_fits), "'c a b' and 'a b c'"),
     (lesson_06.rouge_l, lambda a, b: rouge(a, b, length=matching_blocks), "'x y a q b r c'"),
+    (lesson_06.rouge_l, lambda a, b: rouge(a, b) if a or b else 1.0, "two empty texts"),
     (lesson_06.pack_greedily, lambda n, room: [[n[i] for i in row] for row in pack(n, room)], "lengths, not indices"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room, spare=1), "filled to its last place"),
     (lesson_06.pack_greedily, lambda n, room: pack(n, room + 1), "room for 8"),
