@@ -91,6 +91,22 @@ def test_all_pairs_take_the_rate_of_fewer():
     assert tuning.best_rate(Log(), "all pairs", study) == 3e-4 and set(asked) == {"matryoshka"}
 
 
+def test_small_batches_are_also_run_at_the_rate_of_larger_ones():
+    class Log(RunLog):
+        def run(self, spec, _):
+            run = Run(spec=spec, precision="fp32", validation=[-abs(spec["learning_rate"] - 3e-4)])
+            return self.runs.setdefault(f"{spec}", run)
+
+    log = Log()
+    for seed in study.SEEDS:
+        log.run(study.make_spec("matryoshka", 3e-4, seed), None)
+        log.run(study.make_spec("4 × 8", 1e-5, seed), None)
+    assert not study.at_one_rate(list(log.runs.values()))
+    study.accumulated(log)
+    found = study.at_one_rate(list(log.runs.values()))
+    assert [(run.spec["learning_rate"], run.spec["seed"]) for run in found] == [(3e-4, seed) for seed in study.SEEDS]
+
+
 def test_settings_see_the_same_pairs_and_seeds_others(short):
     seen = []
 

@@ -18,7 +18,7 @@ from random import Random
 
 from course_lib import models, search, tasks, town, training
 from course_lib.claims import Interval
-from course_lib.experiments.tuning import SEEDS, every_seed
+from course_lib.experiments.tuning import SEEDS, best_rate, every_seed
 from course_lib.experiments.tuning import tuned as of_best_rate
 from course_lib.runs import Run, RunLog, select
 from course_lib.session import best_device
@@ -283,14 +283,30 @@ def compare(log: RunLog, settings: Iterable[str] = SETTINGS) -> None:
     every_seed(log, settings, sys.modules[__name__])
 
 
+def accumulated(log: RunLog) -> None:
+    """4 × 8 also at the rate of batches of 32: the wrong answers are then all that differs."""
+    rate = best_rate(log, "matryoshka", sys.modules[__name__])
+    for seed in log.order(SEEDS):
+        log.run(make_spec("4 × 8", rate, seed), train)
+
+
 def study(log: RunLog) -> None:
     """The whole study; what is in the log already is not run again."""
     compare(log)
+    accumulated(log)
 
 
 def tuned(runs: list[Run], setting: str) -> list[Run]:
     """The recorded runs of a setting at its tuned rate, one a seed, in order; empty where a seed is missing."""
     return of_best_rate(select(runs, setting=setting))
+
+
+def at_one_rate(runs: list[Run]) -> list[Run]:
+    """The recorded runs of `accumulated`, one a seed, in order; empty where a seed is missing."""
+    rates = {run.spec["learning_rate"] for run in tuned(runs, "matryoshka")}
+    found = [run for run in select(runs, setting="4 × 8") if run.spec["learning_rate"] in rates]
+    found.sort(key=lambda run: run.spec["seed"])
+    return found if [run.spec["seed"] for run in found] == list(SEEDS) else []
 
 
 def _ndcg(runs: Iterable[Run], size: int, where: str) -> np.ndarray:
