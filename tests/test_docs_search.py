@@ -221,7 +221,9 @@ def saved(few, tmp_path_factory):
     return index, folder
 
 
-def test_what_is_saved_finds_the_same(saved):
+def test_what_is_saved_finds_the_same(saved, monkeypatch):
+    # In bf16, an adapter that is merged rounds differently.
+    monkeypatch.setattr(search, "native_bf16", lambda: False)
     index, folder = saved
     again = search.Index.load(folder)
     query = index.texts[3].split(".")[0]

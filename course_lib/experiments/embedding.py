@@ -25,7 +25,6 @@ from course_lib.session import best_device
 from course_lib.tasks import Pairs, docs_search
 
 import numpy as np
-import torch
 
 TASK = "docs_search"
 STEPS = {"epochs": 1, "weight_decay": 0.0, "max_length": search.MAX_LENGTH}
@@ -90,7 +89,7 @@ def make_spec(setting: str, learning_rate: float, seed: int = 0) -> dict:
 
 
 def train(spec: dict, folder: Path | None = None) -> Run:
-    """The run that `spec` (see `make_spec`) asks for; its `extra`: see `_judged`. folder: see `training.fit`.
+    """The run that `spec` (see `make_spec`) asks for; its `extra`: see `judged`. folder: see `training.fit`.
 
     The last run on all pairs is kept for `course search`.
     """
@@ -109,12 +108,6 @@ def train(spec: dict, folder: Path | None = None) -> Run:
 
 
 def judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -> Run:
-    """`_judged` in the precision of training: bf16 where it is fast, for all models alike."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=training.native_bf16()):
-        return _judged(run, spec, model, tokenizer, **options)
-
-
-def _judged(run: Run, spec: dict, model: models.Embedder, tokenizer, **options) -> Run:
     """The Run without its texts, and with what the model is worth.
 
     Its `extra` gets, for each size of vectors, ranks on the test (ranks; turned: see `search.turned`; hybrid: with
