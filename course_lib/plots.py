@@ -451,10 +451,11 @@ def ranked(
         axes.set_yticks(range(len(names)), names)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
         axes.grid(axis="y", linestyle=":")
-        axes.set(xlabel=x, title=title)
+        axes.set(xlabel=x, title=title, ylim=(-0.8, len(names) - 0.2))
         axes.figure.legend(loc="outside lower center", ncols=3, fontsize=10)
 
-    return _picture(7.6, 1.6 + 0.3 * len(names), alt, {name: list(scores[name]) for name in names[::-1]}, draw)
+    # As low as the type allows: on a slide a high figure would be made small.
+    return _picture(7.6, 1.4 + 0.2 * len(names), alt, {name: list(scores[name]) for name in names[::-1]}, draw)
 
 
 def pareto(
@@ -537,4 +538,4 @@ def family_tree(
         f"{family}: " + ", ".join(f"{title} {text}".strip() for own, title, text in rows if own == family)
         for family in families
     ]
-    return _picture(10, 0.8 + 0.3 * places[-1], alt, {"rows": rows}, draw, more="; ".join(told) + ".")
+    return _picture(10, 0.6 + 0.22 * places[-1], alt, {"rows": rows}, draw, more="; ".join(told) + ".")

@@ -4,6 +4,7 @@ Nothing of it is stored in the repository, and what is read is always the same f
 """
 
 import ast
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -95,7 +96,12 @@ def cached(name: str, packages: Sequence[str], code: Sequence[Path], collect: Ca
         file = brought[-1]
     if file.exists():
         return json.loads(file.read_text())
-    rows = collect()
+    # Syntax trees are many objects and no cycles: beside loaded libraries, the search for cycles would double the time.
+    gc.disable()
+    try:
+        rows = collect()
+    finally:
+        gc.enable()
     file.parent.mkdir(parents=True, exist_ok=True)
     # Written whole or not at all: two lessons may start at the same time.
     draft = file.with_suffix(f".{random.getrandbits(32)}")
