@@ -144,10 +144,6 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or "null")
 
-    def stop_kernels(self) -> None:
-        for session in self.ask("sessions"):
-            self.ask(f"sessions/{session['id']}", "DELETE")
-
 
 def free_port() -> int:
     with closing(socket.socket()) as probe:
@@ -218,33 +214,42 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser, server):
-    """A signed-in page. JupyterLab draws a cell only near the window's view, so the window is tall."""
+    """JupyterLab in a page, and a kernel, for all notebooks: to load these two takes longer than most lessons' cells.
+
+    JupyterLab draws a cell only near the window's view, so the window is tall.
+    """
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
     page.set_default_timeout(START * 1000)  # of playwright's own waiting; 30 s are too few on a busy machine
     page.complaints = Complaints()
     page.complaints.listen(page)
+    page.kernel = server.ask("kernels", "POST")["id"]
     try:
-        page.goto(f"{server.url}/api/status?token={server.token}")
+        page.goto(f"{server.url}/lab/workspaces/test?reset&token={server.token}")
+        page.wait_for_function("() => window.jupyterapp?.restored")
         yield page
     finally:
         page.close()
-        server.stop_kernels()
 
 
 # What is done in the page.
 
-READY = """async () => {
+OPEN = """async ([path, id]) => {
     const app = window.jupyterapp;
     await app.restored;
-    const panel = app.shell.currentWidget;
+    for (const old of [...app.shell.widgets('main')].filter(widget => widget.sessionContext)) {
+        await old.sessionContext.session.kernel.requestExecute({code: FORGET}).done;
+        old.dispose();
+    }
+    const panel = await app.commands.execute('docmanager:open', {path, kernel: {id}});
+    app.shell.activateById(panel.id);
     await panel.context.ready;
     await panel.sessionContext.ready;
     await panel.sessionContext.session.kernel.info;
     window.courseStatus = new Set();
     panel.sessionContext.statusChanged.connect((_, status) => window.courseStatus.add(status));
-}"""
+}""".replace("FORGET", json.dumps("import ipywidgets\nipywidgets.Widget.close_all()\n%reset -f"))
 DIALOG = "() => document.querySelector('.jp-Dialog')?.innerText"
 STATE = """() => {
     const panel = window.jupyterapp.shell.currentWidget;
@@ -270,13 +275,15 @@ SHOW = """async (i) => {
 BYTES = """async (image) => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())]"""
 
 
-def open_and_run(page, url: str, name: str) -> list[int]:
-    """Open a notebook in JupyterLab and run all its cells; returns the positions of the cells with an Explorer."""
-    page.goto(f"{url}/lab/workspaces/test/tree/{name}?reset")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
+def open_and_run(page, name: str) -> list[int]:
+    """Open a notebook, and it alone, and run all its cells; returns the positions of the cells with an Explorer.
+
+    The kernel forgets the names and widgets of the notebook before.
+    """
+    page.complaints.said.clear()
     # Without waiting for this, running all cells hangs; and it never comes while JupyterLab asks something.
-    page.evaluate(f"() => {{ ({READY})().then(() => window.courseReady = true); }}")
+    then = "(what) => { window.courseReady = false; (OPEN)(what).then(() => window.courseReady = true); }"
+    page.evaluate(then.replace("OPEN", OPEN), [name, page.kernel])
     ready = "() => window.courseReady || document.querySelector('.jp-Dialog')"
     page.wait_for_function(ready)
     assert not (asked := page.evaluate(DIALOG)), f"JupyterLab asks: {asked}"
@@ -334,9 +341,9 @@ def keys(control) -> list[str]:
     return ["ArrowLeft" if now >= highest else "ArrowRight"]
 
 
-def run_and_move(page, url: str, name: str) -> list[int]:
+def run_and_move(page, name: str) -> list[int]:
     """All of it for one notebook; returns how many controls each Explorer has."""
-    explorers = open_and_run(page, url, name)
+    explorers = open_and_run(page, name)
     moved = [move_every_slider(page, position) for position in explorers]
     assert all(moved), f"an Explorer without a slider: cells {explorers}, sliders {moved}"
     assert page.complaints.about_widgets() == []
@@ -353,12 +360,12 @@ def test_cells_that_explorers_need():
     assert [cell.source for cell in notebook.cells if cell.id in kept] == [sources[i] for i in (0, 1, 3, 5)]
 
 
-def test_stand_in_runs_and_its_sliders_move(page, server):
-    assert run_and_move(page, server.url, STAND_IN) == [2, 2]
+def test_stand_in_runs_and_its_sliders_move(page):
+    assert run_and_move(page, STAND_IN) == [2, 2]
 
 
-def test_a_quiz_is_answered_with_the_keyboard(page, server):
-    open_and_run(page, server.url, STAND_IN)
+def test_a_quiz_is_answered_with_the_keyboard(page):
+    open_and_run(page, STAND_IN)
     page.evaluate(SHOW, next(i for i, cell in enumerate(stand_in().cells) if cell.source.startswith("Quiz(")))
     page.locator(".widget-toggle-button").first.focus()
     for key in ("Tab", "Space"):
@@ -367,8 +374,8 @@ def test_a_quiz_is_answered_with_the_keyboard(page, server):
 
 
 @pytest.mark.parametrize("file", LESSONS, ids=lambda file: file.stem)
-def test_sliders_of_the_lesson_move(page, server, file):
-    moved = run_and_move(page, server.url, file.name)
+def test_sliders_of_the_lesson_move(page, file):
+    moved = run_and_move(page, file.name)
     sources = [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
     assert len(moved) >= sum("Explorer(" in source for source in sources)
 
