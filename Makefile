@@ -56,12 +56,14 @@ environment:
 	else $(MAKE) --no-print-directory $(STAMP) --always-make; fi
 
 # --no-compile: Python compiles what is imported, when it is; compiling all packages here would take a minute more.
+# The pip that old Pythons bring takes half as long again to install all this.
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "The course needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version)."; \
 	    echo "Install one and name it: make lab PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@rm -f $(STAMP)
+	$(BIN)/python -m pip install --quiet 'pip>=25'
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[site,test]'
 	@$(BIN)/python -m course_lib.cli doctor --packages || { \
 	    echo "The environment is damaged. Make it anew: make clean, then the same command."; exit 1; }
