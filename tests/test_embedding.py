@@ -157,6 +157,19 @@ def test_gains_are_relative_and_differences_in_points():
     assert closed.low == closed.value == closed.high == 0
 
 
+def test_gains_at_two_sizes_are_compared_where_one_looks():
+    better, base = run_of([1, 1, 2, 2]), run_of([2, 2, 3, 3])
+    for run, last in ((better, 1), (base, 3)):
+        run.extra["turned"] = [[*row[:-1], last] for row in run.extra["ranks"]]
+    at = {where: [study.scores([run], 32, where)[0] for run in (better, base)] for where in ("ranks", "turned")}
+    full = study.scores([better], 384)[0] - study.scores([base], 384)[0]
+    for where, (new, old) in at.items():
+        more = study.more_at([better], [base], 32, 384, where)
+        assert more.value == pytest.approx(100 * (new - old - full))
+    more = study.more_at([better], [base], 32, 384, of_b="turned")
+    assert more.value == pytest.approx(100 * (at["ranks"][0] - at["turned"][1] - full))
+
+
 def test_groups_are_drawn_whole():
     run = run_of([1, 2, 3, 4])
     run.extra |= {"package": [7, 7, 9, 9], "family": [3, 4, 5, 4], "asked package": [9, 9, 7, 9]}

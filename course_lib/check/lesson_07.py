@@ -12,22 +12,27 @@ import torch
 @exercise("Exercise 1")
 def mean_ndcg(answer: Callable[[Sequence[int]], float]) -> None:
     """answer(ranks) → mean NDCG@10."""
-    got = answer([1, 3, 20])
+    got = np.asarray(answer([1, 3, 20]))
+    expect(got.ndim == 0, f"The result has {got.size} numbers.", "One is asked for: the mean.")
+    got = float(got)
     hint = "For each rank up to 10: 1 / log2(1 + rank); beyond 10: 0; then the mean over all of them."
     expect(not math.isclose(got, (1 + 1 / 3) / 3), "That is the MRR.", "The discount is a logarithm.")
     expect(not math.isclose(got, (1 + 0.5) / 2), "Ranks beyond 10 count too, with 0.", "Divide by all of them.")
     expect(not math.isclose(got, (1 + 0.5 + 1 / np.log2(21)) / 3), "Ranks beyond 10 give nothing here.", hint)
     expect(not math.isclose(got, (1 / np.log(2) + 1 / np.log(4)) / 3), "Your logarithm is the natural one.", "Base 2.")
+    expect(math.isfinite(got), "The first place counts infinitely much.", "log2(1) is 0: take 1 + rank.")
     expect(not math.isclose(got, 1.5), "That is the sum.", "Divide by the number of queries.")
     expect(math.isclose(got, 0.5), f"Ranks 1, 3 and 20: not {got:.4f}.", hint)
-    got = answer([10, 11])
-    expect(math.isclose(got, 1 / np.log2(11) / 2), f"Ranks 10 and 11: not {got:.4f}.", "The tenth place still counts.")
+    got = float(answer([10, 11]))
+    expect(got != 0, "The tenth place still counts.", hint)
+    expect(math.isclose(got, 1 / np.log2(11) / 2), f"Ranks 10 and 11: not {got:.4f}.", hint)
 
 
 @exercise("Exercise 2")
 def loss_of(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     """answer(scores, same) → the ranking loss without those that are no wrong answers."""
-    scores = torch.tensor([[0.9, 0.7, 0.1], [0.2, 0.5, 0.6], [0.3, 0.1, 0.4]])
+    # Near each other, or a wrong treatment of one of them would not be seen.
+    scores = torch.tensor([[0.5, 0.4, 0.45], [-0.9, -0.85, -0.8], [0.3, 0.35, 0.4]])
     same = torch.eye(3, dtype=torch.bool)
     same[1, 2] = True
     got = float(answer(scores, same))
@@ -39,12 +44,18 @@ def loss_of(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Non
         return matrix.masked_fill(mask, -math.inf)
 
     others = same & ~torch.eye(3, dtype=torch.bool)
+    column = others.any(0) & ~torch.eye(3, dtype=torch.bool)
+    said = torch.log_softmax(20 * scores, dim=1)
     hint = "Cross-entropy of each row of 20 · scores, the right class of row i being i; what is out gets -∞ before it."
     mistakes = {
         "The other right passages still count as wrong.": wanted(scores),
         "The scale is missing.": wanted(without(others), 1),
-        "A score of 0 is still a wrong answer, if a weak one.": wanted(scores.masked_fill(others, 0.0)),
+        "A score of 0 is still a wrong answer.": wanted(scores.masked_fill(others, 0.0)),
+        "A score of -1 is still a wrong answer, if a weak one.": wanted(scores.masked_fill(others, -1.0)),
+        "You leave the passage out for every query; it is right for one of them only.": wanted(without(column)),
         "You mask the columns of the queries: same[i, j] is about row i.": wanted(without(others.T)),
+        "The other right answers are not to be rewarded, only left out.": -said.exp().mul(same).sum(1).log().mean(),
+        "The other right answers are not to be learned, only left out.": -said.mul(same).sum(1).div(same.sum(1)).mean(),
         "That is the sum over queries.": wanted(without(others), reduction="sum"),
         "The sign is wrong.": -wanted(without(others)),
     }
@@ -69,6 +80,9 @@ def cut(answer: Callable[[np.ndarray, int], np.ndarray]) -> None:
     last = vectors[:, -3:] / np.linalg.norm(vectors[:, -3:], axis=1, keepdims=True)
     expect(not np.allclose(got, last), "Those are the last numbers.", "Training made the first ones good alone.")
     expect(not np.allclose(got, short / np.linalg.norm(short)), "You divide by the length of the whole matrix.", hint)
+    columns = np.linalg.norm(short, axis=0)
+    expect(not np.allclose(got, short / columns), "You divide each column by its length, not each row.", hint)
+    expect(not np.allclose(got, short / lengths**2), "You divide by the square of the length.", hint)
     expect(np.allclose(got, short / lengths), "The numbers are others.", hint)
 
 

@@ -41,7 +41,7 @@ ELSEWHERE, FACTS, SHARED = 300, 5, 2
 # Inverse strengths of regularization that the head on frozen vectors may have.
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 SIZES = len(docs_search.DIMENSIONS)
-# What BM25's two constants may be: how soon a word's repetitions stop to count, how much long texts are held back.
+# What BM25's two constants may be: how soon a word's repetitions stop counting, how much long texts are held back.
 BM25 = tuple(product((0.4, 0.8, 1.2, 2.0, 3.0), (0.25, 0.5, 0.75, 1.0)))
 USUAL = 1.2, 0.75
 # What search by words may weigh beside search by meaning.
@@ -386,10 +386,13 @@ def gain(a: Sequence[Run], b: Sequence[Run], size: int, unseen: bool | None = No
     return _interval(new / old - 1, float(means[0] / means[1] - 1))
 
 
-def more_at(a: Sequence[Run], b: Sequence[Run], small: int, large: int, of_b: str | None = None) -> Interval:
-    """By how many points of NDCG@10 more the runs `a` gain over `b` at a small size than at a large one."""
-    sides = [_resampled(a, b, size, "ranks", of_b=of_b) for size in (small, large)]
-    value = difference(a, b, small, of_b=of_b).value - difference(a, b, large, of_b=of_b).value
+def more_at(
+    a: Sequence[Run], b: Sequence[Run], small: int, large: int, where: str = "ranks", of_b: str | None = None
+) -> Interval:
+    """By how many points of NDCG@10 more the runs `a` gain over `b` at a small size than at a large one; where, of_b:
+    see `difference`."""
+    sides = [_resampled(a, b, size, where, of_b=of_b) for size in (small, large)]
+    value = difference(a, b, small, where, of_b).value - difference(a, b, large, where, of_b).value
     (new, old), (new_large, old_large) = sides
     return _interval(100 * ((new - old) - (new_large - old_large)), value)
 
