@@ -39,10 +39,24 @@ print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
     assert not {"torch", "transformers", "numpy", "matplotlib"} & set(tries[0][1])
 
 
-@pytest.mark.parametrize(("limit", "threads"), [("4", 2), ("0.5", 1), ("2.0", 1), ("", max(1, os.cpu_count() // 2))])
-def test_threads_keep_to_what_a_hub_grants(monkeypatch, limit, threads):
+@pytest.mark.parametrize(
+    ("cores", "limit", "wanted", "threads"),
+    [
+        (4, "", "", 4),
+        (4, "4", "", 2),
+        (4, "2.0", "", 1),
+        (4, "0.5", "", 1),
+        (4, "64", "", 4),
+        (None, "", "", max(1, os.cpu_count() // 2)),  # psutil does not know the cores of every machine
+        (4, "", "3", 7),
+    ],
+)
+def test_threads_keep_to_cores_and_to_what_a_hub_grants(monkeypatch, cores, limit, wanted, threads):
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: cores)
     monkeypatch.setenv("CPU_LIMIT", limit)
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
     before = torch.get_num_threads()
+    torch.set_num_threads(7)
     limit_threads()
     found = torch.get_num_threads()
     torch.set_num_threads(before)

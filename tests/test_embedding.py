@@ -40,6 +40,7 @@ def short(monkeypatch):
     reviews = tasks.load("reviews").smaller(train=30, validation=15, test=15)
     monkeypatch.setattr(tasks, "load", lambda name: {"docs_search": few, "reviews": reviews}[name])
     monkeypatch.setattr(study, "ELSEWHERE", 5)
+    monkeypatch.setitem(study.STEPS, "max_length", 16)
     monkeypatch.setattr(study, "BM25", ((1.2, 0.75), (0.8, 0.5)))
     for kept in (study.bm25_constants, study.by_words):
         # What is kept belongs to the whole task, or to this one.
