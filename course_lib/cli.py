@@ -190,12 +190,20 @@ def pretrain(arguments) -> int:
 
 def search(arguments) -> int:
     """Search the documentation of the installed packages by meaning, with a tuned model."""
+    from course_lib import tasks
     from course_lib.search import Index
-    from course_lib.session import quiet
+    from course_lib.session import limit_threads, quiet
 
     quiet()
-    for score, name, text in Index.load().find(arguments.query, arguments.results):
+    limit_threads()
+    index = Index.load()
+    if arguments.all and not index.covers(task := tasks.load("docs_search")):
+        print("encoding all documentation, once: a minute or more …", flush=True)
+        index = Index.build(index.model, index.tokenizer, task)
+        index.save()
+    for score, name, text in index.find(arguments.query, arguments.results):
         print(f"{score:.2f}  {name}\n      {text[:110]}")
+    print(f"({len(index.names):,} docstrings searched)")
     return 0
 
 
@@ -311,6 +319,7 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("search", help="search the documentation of the installed packages")
     one.add_argument("query", help="what to look for, in your own words")
     one.add_argument("--results", type=int, default=5, metavar="N", help="how many to show (default: 5)")
+    one.add_argument("--all", action="store_true", help="search all documentation, which is encoded once, in minutes")
     one.set_defaults(run=search)
 
     one = commands.add_parser("record", help="run studies at full size and write data/runs")

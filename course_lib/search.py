@@ -75,6 +75,10 @@ def whole_texts(split: Pairs) -> list[str]:
     return [f"{query} {text}" for query, text in zip(split.texts, split.labels, strict=True)]
 
 
+def _all_rows(task: SearchTask) -> Pairs:
+    return task.train + task.validation + task.test
+
+
 @dataclass
 class Index:
     """A model with the vectors of all docstrings of a task, and the names of what they document."""
@@ -88,9 +92,13 @@ class Index:
     @classmethod
     def build(cls, model: models.Embedder, tokenizer, task: SearchTask) -> "Index":
         """Encode every docstring once: summary line and body."""
-        whole = task.train + task.validation + task.test
-        texts = whole_texts(whole)
-        return cls(model, tokenizer, vectors(model, tokenizer, texts), list(whole.info["name"]), texts)
+        rows = _all_rows(task)
+        texts = whole_texts(rows)
+        return cls(model, tokenizer, vectors(model, tokenizer, texts), list(rows.info["name"]), texts)
+
+    def covers(self, task: SearchTask) -> bool:
+        """Whether it was built of this task's docstrings, as they are now."""
+        return self.texts == whole_texts(_all_rows(task))
 
     def find(self, query: str, k: int = 10) -> list[tuple[float, str, str]]:
         """Similarity, name and text of the k nearest; raises ValueError for an empty query."""

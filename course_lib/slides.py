@@ -39,7 +39,7 @@ def build(files: list[Path], folder: Path = FOLDER) -> list[Path]:
     settings = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {OUTPUT_ONLY}}}
     exporter = SlidesExporter(raw_template=TEMPLATE.read_text(encoding="utf-8"), config=Config(settings))
     exporter.reveal_url_prefix, exporter.reveal_theme = "assets/reveal", "white"
-    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = exporter.exclude_anchor_links = True
     made = []
     for file in files:
         deck = lecture(nbformat.read(file, as_version=4))

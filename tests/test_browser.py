@@ -413,3 +413,20 @@ def test_slides_are_whole_and_need_no_network(browser, decks):
         page.close()
     assert complaints.said == []
     assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+
+
+def test_the_speaker_reads_the_notes_in_a_second_window(browser, decks):
+    complaints, page = Complaints(), browser.new_page()
+    complaints.listen(page)
+    page.goto(decks[0].as_uri())
+    page.wait_for_function("() => window.Reveal?.isReady()", timeout=START * 1000)
+    with page.expect_popup() as opened:
+        page.keyboard.press("s")
+    speaker = opened.value
+    speaker.wait_for_function("() => document.querySelector('.speaker-controls-notes .value')?.innerText.length > 100")
+    notes = speaker.inner_text(".speaker-controls-notes .value")
+    assert page.inner_text("section.present h1").strip() in notes and "¶" not in notes
+    speaker.keyboard.press("ArrowRight")
+    page.wait_for_function("() => Reveal.getIndices().h === 1")
+    page.close()
+    assert complaints.said == []

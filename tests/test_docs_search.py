@@ -1,5 +1,6 @@
 """`docs_search` and the search over it: nothing leaks, ranks are right, and what is saved finds the same."""
 
+from dataclasses import replace
 from itertools import combinations
 
 from course_lib import models, search, tasks, training
@@ -237,7 +238,8 @@ def test_what_is_saved_finds_the_same(saved, monkeypatch):
 def test_the_command(saved, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(search.Index.load.__func__, "__defaults__", (saved[1],))
     assert main(["search", "how to do it", "--results", "2"]) == 0
-    assert len(capsys.readouterr().out.strip().split("\n")) == 4
+    *found, last = capsys.readouterr().out.strip().split("\n")
+    assert len(found) == 4 and last == "(40 docstrings searched)"
     monkeypatch.setattr(search.Index.load.__func__, "__defaults__", (tmp_path,))
     assert main(["search", "how to do it"]) == 2
     assert "There is no tuned search yet" in capsys.readouterr().err
@@ -246,3 +248,18 @@ def test_the_command(saved, monkeypatch, capsys, tmp_path):
 def test_nothing_saved_says_what_to_do(tmp_path):
     with pytest.raises(CourseError, match="run lesson 07"):
         search.Index.load(tmp_path)
+
+
+def test_all_documentation_is_encoded_once(saved, few, monkeypatch, capsys, tmp_path):
+    new = replace(few.train.rows([0]), texts=("Turn it off.",), labels=("No more light.",))
+    more = replace(few, train=few.train + new)
+    monkeypatch.setattr("course_lib.tasks.load", lambda name: more)
+    saved[0].save(tmp_path)
+    monkeypatch.setattr(search.Index.load.__func__, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(search.Index.save, "__defaults__", (tmp_path,))
+    for first in (True, False):
+        assert main(["search", "No more light", "--all", "--results", "1"]) == 0
+        said = capsys.readouterr().out
+        assert ("encoding all documentation" in said) == first
+        assert "Turn it off. No more light." in said and said.endswith("(41 docstrings searched)\n")
+    assert np.allclose(search.Index.load().passages[0], saved[0].passages[0], atol=1e-2)
