@@ -433,19 +433,24 @@ def ranked(
     alt: str,
     baseline: tuple[str, float] | None = None,
 ) -> Picture:
-    """Mean ± standard deviation over the seeds, one row a name, the best on top; groups: name → its colour's meaning.
+    """Each seed as a dot and their mean as a marker, one row a name, the best on top.
 
-    scores[name] has one value a seed, in 0..1.
+    groups: name → its colour's meaning. scores[name] has one value a seed, in 0..1.
     """
     names = sorted(scores, key=lambda name: np.mean(scores[name]))
     kinds = list(dict.fromkeys(groups.values()))
 
+    # Dots rather than a standard deviation: a single seed that failed is seen as such, and no bar goes below 0%.
     def draw(axes):
         for i, kind in enumerate(kinds):
             rows = [row for row, name in enumerate(names) if groups[name] == kind]
             means = [np.mean(scores[names[row]]) for row in rows]
-            spread = [np.std(scores[names[row]], ddof=1) for row in rows]
-            axes.errorbar(means, rows, xerr=spread, label=kind, capsize=3, **_look(i) | {"linestyle": "none"})
+            look = _look(i) | {"linestyle": "none"}
+            axes.plot(means, rows, label=kind, **look)
+            for row in rows:
+                values = scores[names[row]]
+                axes.plot([min(values), max(values)], [row, row], color=look["color"], linewidth=1)
+                axes.plot(values, [row] * len(values), ".", color=look["color"], markersize=5)
         if baseline:
             axes.axvline(baseline[1], color="#555555", linestyle=":", label=baseline[0])
         axes.set_yticks(range(len(names)), names)
