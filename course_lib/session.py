@@ -38,17 +38,15 @@ def quiet() -> None:
 
 
 def limit_threads() -> None:
-    """As many threads as cores, on a hub at most half as many as it grants, unless OMP_NUM_THREADS says how many: for
-    small operations, a thread on a core that is not free costs more than it brings."""
+    """As many threads as cores, on a hub at most half as many as it grants: for small operations, a thread on a core
+    that is not free costs more than it brings. Never more than torch has, which heeds OMP_NUM_THREADS."""
     import psutil
     import torch
 
-    if os.environ.get("OMP_NUM_THREADS"):
-        return
     cores = psutil.cpu_count(logical=False) or (os.cpu_count() or 2) // 2
     # JupyterHub says by CPU_LIMIT how many of the machine's processors are this reader's.
     granted = float(os.environ.get("CPU_LIMIT") or 2 * cores)
-    torch.set_num_threads(max(1, min(cores, int(granted / 2))))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores, int(granted / 2))))
 
 
 def best_device() -> str:
