@@ -169,6 +169,19 @@ def test_gains_at_two_sizes_are_compared_where_one_looks():
         assert more.value == pytest.approx(100 * (new - old - full))
     more = study.more_at([better], [base], 32, 384, of_b="turned")
     assert more.value == pytest.approx(100 * (at["ranks"][0] - at["turned"][1] - full))
+    left = 1 - study.scores([base], 384)[0]
+    for where, of_b in (("turned", None), ("ranks", "turned")):
+        new, old = at[where][0], at[of_b or where][1]
+        closed = study.more_closed([better], [base], 32, 384, where, of_b)
+        assert closed.value == pytest.approx(100 * ((new - old) / (1 - old) - full / left))
+
+
+def test_a_small_size_of_one_model_is_held_against_a_large_one_of_another():
+    better, base = run_of([1, 1, 2, 2]), run_of([1, 2, 3, 3])
+    better.extra["ranks"] = [[*row[:-1], 5] for row in better.extra["ranks"]]
+    across = study.difference([better], [base], 32, size_of_b=384)
+    assert across.value == pytest.approx(100 * (study.scores([better], 32)[0] - study.scores([base], 384)[0]))
+    assert across.low <= across.value <= across.high < study.difference([better], [base], 384).value
 
 
 def test_groups_are_drawn_whole():

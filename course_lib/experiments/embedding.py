@@ -328,14 +328,14 @@ def _groups(run: Run, where: str, by: str) -> np.ndarray:
 
 def _resampled(
     a: Sequence[Run], b: Sequence[Run], size: int, where: str, unseen: bool | None = None, of_b: str | None = None,
-    by: str = "family",
+    by: str = "family", size_of_b: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mean NDCG@10 of `a` and of `b` in RESAMPLED draws of seeds and of groups of queries that are like each other, see
-    `_groups`; by: "family" or "package"; of_b: where to look with `b`, if elsewhere. Raises ValueError if they were
-    tested on different queries."""
+    `_groups`; by: "family" or "package"; of_b, size_of_b: where to look with `b`, and at which size, if elsewhere.
+    Raises ValueError if they were tested on different queries."""
     if len({run.extra["queries"] for run in (*a, *b)}) > 1:
         raise ValueError("These runs were not tested on the same queries: their packages had other versions.")
-    new, old = (_spread(_ndcg(*side)) for side in ((a, size, where), (b, size, of_b or where)))
+    new, old = (_spread(_ndcg(*side)) for side in ((a, size, where), (b, size_of_b or size, of_b or where)))
     groups = _groups(a[0], where, by)
     if unseen is not None:
         chosen = np.array(a[0].extra["unseen"]) == unseen
@@ -368,14 +368,14 @@ def _interval(draws: np.ndarray, value: float) -> Interval:
 
 
 def difference(
-    a: Sequence[Run], b: Sequence[Run], size: int, where: str = "ranks", of_b: str | None = None
-) -> Interval:
-    """By how many points of NDCG@10 the runs `a` are better than `b`, which may be one; where, of_b: see `scores` and
-    `_resampled`."""
-    new, old = _resampled(a, b, size, where, of_b=of_b)
-    return _interval(
-        100 * (new - old), 100 * float(scores(a, size, where).mean() - scores(b, size, of_b or where).mean())
-    )
+    a: Sequence[Run], b: Sequence[Run], size: int, where: str = "ranks", of_b: str | None = None,
+    size_of_b: int | None = None,
+) -> Interval:  # fmt: skip
+    """By how many points of NDCG@10 the runs `a` are better than `b`, which may be one; where, of_b, size_of_b: see
+    `scores` and `_resampled`."""
+    new, old = _resampled(a, b, size, where, of_b=of_b, size_of_b=size_of_b)
+    ahead = scores(a, size, where).mean() - scores(b, size_of_b or size, of_b or where).mean()
+    return _interval(100 * (new - old), 100 * float(ahead))
 
 
 def gain(a: Sequence[Run], b: Sequence[Run], size: int, unseen: bool | None = None, by: str = "family") -> Interval:
@@ -397,13 +397,16 @@ def more_at(
     return _interval(100 * ((new - old) - (new_large - old_large)), value)
 
 
-def more_closed(a: Sequence[Run], b: Sequence[Run], small: int, large: int) -> Interval:
+def more_closed(
+    a: Sequence[Run], b: Sequence[Run], small: int, large: int, where: str = "ranks", of_b: str | None = None
+) -> Interval:
     """The same in points of the gap to the best possible: what the runs `a` gain over `b`, divided by what `b` lacks to
     an NDCG@10 of 1. A low start leaves more to gain."""
 
     def closed(new, old):
         return 100 * (new - old) / (1 - old)
 
-    draws = [closed(*_resampled(a, b, size, "ranks")) for size in (small, large)]
-    means = [closed(*(scores(runs, size).mean() for runs in (a, b))) for size in (small, large)]
+    sides = ((a, where), (b, of_b or where))
+    draws = [closed(*_resampled(a, b, size, where, of_b=of_b)) for size in (small, large)]
+    means = [closed(*(scores(runs, size, here).mean() for runs, here in sides)) for size in (small, large)]
     return _interval(draws[0] - draws[1], float(means[0] - means[1]))
