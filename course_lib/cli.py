@@ -88,15 +88,21 @@ def _compare(name: str, file: Path, deadline: float | None, share: tuple[int, in
 
 
 def execute(arguments) -> int:
-    """Run notebooks and store their outputs, normalised."""
+    """Run notebooks, store their outputs, normalised, and say what the tests would find wrong with them."""
     from course_lib import notebooks
 
+    import nbformat
+
     chosen = [Path(name) for name in arguments.notebook] or sorted(NOTEBOOKS.glob("*.ipynb"))
+    clean = True
     for file in chosen:
         print(f"{file.name}: {notebooks.execute(file):.0f} s", flush=True)
+        for problem in notebooks.problems(nbformat.read(file, as_version=4)):
+            print(f"  {problem}", flush=True)
+            clean = False
     if not arguments.notebook:
         notebooks.export_figures()
-    return 0
+    return 0 if clean else 1
 
 
 def doctor(arguments) -> int:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 
+from course_lib.cli import main
 from course_lib.notebooks import METADATA, WIDGET_VIEW, execute, normalise, problems
 from course_lib.paths import NOTEBOOKS
 
@@ -407,6 +408,16 @@ def test_execute_twice_gives_the_same_bytes(tmp_path, kernel):
     assert notebook.cells[2].outputs == [stream("ab\n")]
     (figure,) = notebook.cells[3].outputs
     assert set(figure.data) == {"text/plain", "image/png"} and figure.data["text/plain"] == "Slope 2."
+
+
+def test_the_command_says_what_the_tests_would_find(tmp_path, kernel, capsys):
+    clean, long = tmp_path / "clean.ipynb", tmp_path / "long.ipynb"
+    nbformat.write(book(code("print(1)", "short")), clean)
+    nbformat.write(book(code("\n".join(["print(1)"] * 31), "endless")), long)
+    assert main(["execute", str(clean)]) == 0
+    assert capsys.readouterr().out.startswith("clean.ipynb: ")
+    assert main(["execute", str(long), str(clean)]) == 1
+    assert "\n  code cell 1 (endless) has more than 30 lines\n" in capsys.readouterr().out
 
 
 def test_an_error_leaves_the_file_as_it_was(tmp_path, kernel):
